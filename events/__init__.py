@@ -1,0 +1,1 @@
+"""Events: the vocabulary, the rules and the log. Imports nothing of the other rooms."""

@@ -1,0 +1,1 @@
+"""Projections: DuckDB tables folded from the log, disposable and rebuilt at will."""

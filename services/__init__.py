@@ -1,0 +1,1 @@
+"""Services: the processes and their doors (HTTP, command line)."""

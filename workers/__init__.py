@@ -1,0 +1,1 @@
+"""Workers: claim tasks, run user code, report outcomes."""

@@ -1,0 +1,1 @@
+"""Tasks that come with eventq and work on real data."""
