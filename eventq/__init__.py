@@ -7,12 +7,17 @@ and never pulls in a database or a deep-learning library.
 from __future__ import annotations
 
 from importlib import import_module
+from pkgutil import extend_path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from eventq.services.client import Client
     from eventq.workers.context import Context, TaskCancelled
     from eventq.workers.registry import task
+
+# In a checkout the rooms are installed beside this folder, not inside it: without this line Python, started in the
+# repository's root, would find this folder first and look for `eventq.events` nowhere else.
+__path__ = extend_path(__path__, __name__)
 
 _HOME = {
     "Client": "eventq.services.client",
