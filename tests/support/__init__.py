@@ -1,0 +1,1 @@
+"""Helpers shared by the tests: bounded polling and a real nats-server."""
