@@ -1,5 +1,8 @@
 """Waiting for a condition, with a bound: the tests never sleep for a guessed time."""
 
+# The bound is what these functions are for, so they take it as an argument.
+# ruff: noqa: ASYNC109
+
 from __future__ import annotations
 
 import asyncio
@@ -16,15 +19,19 @@ POLL_S = 0.01
 
 @overload
 async def eventually(
-    condition: Callable[[], Awaitable[T | None]], timeout: float = ..., what: str | None = ...
+    condition: Callable[[], Awaitable[T | None]],
+    timeout: float = ...,
+    what: str | None = ...,
 ) -> T: ...
 @overload
 async def eventually(
-    condition: Callable[[], T | None], timeout: float = ..., what: str | None = ...
+    condition: Callable[[], T | None],
+    timeout: float = ...,
+    what: str | None = ...,
 ) -> T: ...
 async def eventually(
     condition: Callable[[], Any],
-    timeout: float = TIMEOUT_S,  # noqa: ASYNC109 - the caller's bound is the point of this function
+    timeout: float = TIMEOUT_S,
     what: str | None = None,
 ) -> Any:
     """Return the first truthy value of `condition()`, which may be plain or async.
