@@ -1,0 +1,19 @@
+"""What the operating system says about a process; a zombie counts as dead."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def alive(pid: int) -> bool:
+    """Whether `pid` still runs. `kill(pid, 0)` would also say yes for a zombie that nobody has reaped."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat.rpartition(")")[2].split()[0] not in "ZX"
+
+
+def dead(pid: int) -> bool:
+    """The opposite of `alive`."""
+    return not alive(pid)
