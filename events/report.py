@@ -1,0 +1,87 @@
+"""Progress and log lines: many, small, and beside the history, so that they never disturb a task's version."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import nats.errors
+import orjson
+from nats.js.errors import APIError
+from pydantic import ValidationError
+from pydantic.dataclasses import dataclass as validated
+
+from eventq.events.broker import Broker
+from eventq.events.errors import LogDamaged, LogUnavailable
+from eventq.events.ids import new_id
+from eventq.events.subjects import PROGRESS, progress_subject
+
+
+@validated(frozen=True, slots=True)
+class Progress:
+    """How far an attempt is. ``total`` is ``None`` where it is not known; ``unit`` names what is counted."""
+
+    done: float
+    total: float | None = None
+    unit: str | None = None
+    message: str | None = None
+
+
+@validated(frozen=True, slots=True)
+class LogLine:
+    """One line that task code wrote. ``level``: debug, info, warning or error."""
+
+    message: str
+    level: str = "info"
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A progress or log line as stored. ``time``: aware UTC, the worker's clock."""
+
+    id: str
+    source: str
+    task_id: str
+    attempt: int
+    time: datetime
+    data: Progress | LogLine
+
+
+async def publish_report(broker: Broker, task_id: str, attempt: int, source: str, data: Progress | LogLine) -> None:
+    """Store one line. Raises ``LogUnavailable`` where it may be lost."""
+    payload = orjson.dumps(
+        {
+            "id": new_id(),
+            "source": source,
+            "type": "progress" if isinstance(data, Progress) else "log",
+            "subject": f"tasks.{task_id}",
+            "time": datetime.now(UTC),
+            "schema": 1,
+            "attempt": attempt,
+            "data": asdict(data),
+        },
+        option=orjson.OPT_UTC_Z,
+    )
+    try:
+        await broker.js.publish(progress_subject(task_id), payload, stream=PROGRESS, timeout=5)
+    except (APIError, nats.errors.Error, TimeoutError) as error:
+        raise LogUnavailable(f"a progress line could not be stored: {error!r}") from error
+
+
+def decode_report(payload: bytes, subject: str) -> Report:
+    """The line that ``payload`` holds; raises :class:`LogDamaged` for what is none."""
+    try:
+        raw = orjson.loads(payload)
+        model = {"progress": Progress, "log": LogLine}[raw["type"]]
+        return Report(
+            id=raw["id"],
+            source=raw["source"],
+            task_id=subject.split(".")[1],
+            attempt=raw["attempt"],
+            time=datetime.fromisoformat(raw["time"]),
+            data=model(**raw["data"]),
+        )
+    except (KeyError, IndexError, TypeError, ValueError, ValidationError) as error:
+        raise LogDamaged(f"what is stored under {subject} is not a report: {error}", subject=subject) from error

@@ -1,0 +1,72 @@
+"""Work consumers: one durable for each (pool, queue, priority) in use. The broker's list of them is the list of queues.
+
+A route's consumer exists before the first event is written to it, because the log's append makes sure of it. So it can
+be created with ``deliver new``, which costs a millisecond; replaying filters over a large stream would block every
+writer for its duration. What falls through (a consumer deleted by hand, an event published past eventq) is found by the
+reconciler, which makes the task ready again.
+"""
+
+from __future__ import annotations
+
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
+from nats.js.errors import NotFoundError
+
+from eventq.events.broker import Broker
+from eventq.events.subjects import EVENTS, QUEUE_CREATED, Route, route_of_consumer, work_consumer, work_filter
+
+LEASE_DEFAULT_S = 10.0
+"""How long a worker may be silent before its attempt is given to another. Renewed every third of it."""
+
+MAX_WAITING = 4_096
+"""Pull requests that may be parked on one consumer: above the number of idle workers."""
+
+MAX_ACK_PENDING = 20_000
+"""Attempts that may run at once on one route."""
+
+
+class Routes:
+    """Knows which work consumers exist and creates missing ones. One per process."""
+
+    def __init__(self, broker: Broker, *, lease_s: float = LEASE_DEFAULT_S) -> None:
+        self._broker = broker
+        self._lease_s = lease_s
+        self._known: set[Route] = set()
+
+    async def ensure(self, route: Route) -> None:
+        """Create the route's consumer where it is missing. Remembered: costs nothing from the second call on."""
+        if route in self._known:
+            return
+        try:
+            await self._broker.js.consumer_info(EVENTS, work_consumer(route))
+        except NotFoundError:
+            await self.create(route)
+        self._known.add(route)
+
+    async def create(self, route: Route) -> None:
+        """Create the consumer and tell workers. Of two that create at once, both succeed: the configuration is the same."""
+        await self._broker.js.add_consumer(
+            EVENTS,
+            ConsumerConfig(
+                durable_name=work_consumer(route),
+                filter_subject=work_filter(route),
+                ack_policy=AckPolicy.EXPLICIT,
+                deliver_policy=DeliverPolicy.NEW,
+                ack_wait=self._lease_s,
+                max_deliver=-1,
+                max_ack_pending=MAX_ACK_PENDING,
+                max_waiting=MAX_WAITING,
+            ),
+        )
+        await self._broker.nc.publish(QUEUE_CREATED, work_consumer(route).encode())
+
+    async def existing(self) -> list[Route]:
+        """Every route that has a consumer."""
+        routes: list[Route] = []
+        offset = 0
+        while True:
+            page = await self._broker.request(f"$JS.API.CONSUMER.NAMES.{EVENTS}", {"offset": offset})
+            names: list[str] = page.get("consumers") or []
+            routes += filter(None, map(route_of_consumer, names))
+            offset += len(names)
+            if not names or offset >= page["total"]:
+                return routes

@@ -1,0 +1,98 @@
+"""The only file with the names of streams, subjects and consumers, and the headers of the version check.
+
+``tasks.<id>.<version>.<event>`` names a fact. ``tasks.<id>.<version>.<event>.<pool>.<queue>.<priority>`` names a fact that
+is also work: a durable consumer filtered on the last three tokens hands it to a worker. One publish makes the history
+entry and the work item, so there is no second write to lose.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+EVENTS = "EVENTS"
+PROGRESS = "PROGRESS"
+TIMERS = "TIMERS"
+PRESENCE = "PRESENCE"
+
+EVENT_SUBJECTS = ["tasks.>", "workers.>", "queues.>", "schedules.>", "workflows.>", "system.>"]
+PROGRESS_SUBJECTS = ["progress.*"]
+TIMER_SUBJECTS = ["sched.>", "due.>"]
+TAP = "tap.>"
+CANCEL_REQUESTS = "tasks.*.*.cancel_requested"
+QUEUE_CREATED = "ctl.queue_created"
+"""Core message (a hint, it may be lost): a queue got its first consumer; workers look at once instead of at the next look."""
+
+EXPECTED_SEQUENCE = "Nats-Expected-Last-Subject-Sequence"
+EXPECTED_SEQUENCE_SUBJECT = "Nats-Expected-Last-Subject-Sequence-Subject"
+
+TIMER_CONSUMER = "promoter"
+DUE_FILTER = "due.>"
+
+
+class Route(NamedTuple):
+    """Where ready work goes: a worker pool, a queue of that pool, a priority (0 to 10, larger first)."""
+
+    pool: str
+    queue: str
+    priority: int
+
+
+def event_subject(aggregate: str, aggregate_id: str, version: int, name: str, route: Route | None) -> str:
+    """The subject of an event; with a ``route`` it is work as well."""
+    subject = f"{aggregate}.{aggregate_id}.{version}.{name}"
+    return subject if route is None else f"{subject}.{route.pool}.{route.queue}.{route.priority}"
+
+
+def version_filter(aggregate: str, aggregate_id: str, version: int) -> str:
+    """Matches whatever stands at one version of one aggregate."""
+    return f"{aggregate}.{aggregate_id}.{version}.>"
+
+
+def aggregate_filter(aggregate: str, aggregate_id: str) -> str:
+    """Matches every event of one aggregate."""
+    return f"{aggregate}.{aggregate_id}.>"
+
+
+def version_check(aggregate: str, aggregate_id: str, version: int) -> dict[str, str]:
+    """Headers that make an append conditional on nobody having written this version.
+
+    The only place that builds them: the broker checks the filter against nothing, so a misspelt one is silently no check.
+    Every writer uses this literal filter, which keeps the check strict on replicated streams too.
+    """
+    return {
+        EXPECTED_SEQUENCE: "0",
+        EXPECTED_SEQUENCE_SUBJECT: version_filter(aggregate, aggregate_id, version),
+    }
+
+
+def work_consumer(route: Route) -> str:
+    """Name of the durable consumer of a route. Stable: autoscalers and operators refer to it."""
+    return f"work-{route.pool}-{route.priority}-{route.queue}"
+
+
+def route_of_consumer(name: str) -> Route | None:
+    """The inverse of :func:`work_consumer`; ``None`` for consumers that are not work."""
+    parts = name.split("-", 3)
+    if len(parts) != 4 or parts[0] != "work" or not parts[2].isdigit():
+        return None
+    return Route(pool=parts[1], queue=parts[3], priority=int(parts[2]))
+
+
+def work_filter(route: Route) -> str:
+    """Matches every event, of any task, that makes work for this route."""
+    return f"tasks.*.*.*.{route.pool}.{route.queue}.{route.priority}"
+
+
+def progress_subject(task_id: str) -> str:
+    """Progress and log lines of one task."""
+    return f"progress.{task_id}"
+
+
+def timer_subject(task_id: str, version: int) -> str:
+    """The pending timer of one version of a task."""
+    return f"sched.{task_id}.{version}"
+
+
+def due_subject(task_id: str, version: int) -> str:
+    """Where that timer's message appears when its time has come."""
+    return f"due.{task_id}.{version}"
