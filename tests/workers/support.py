@@ -1,0 +1,53 @@
+"""A context for task code under test: a real blob store, and a host that writes down what it is told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from eventq.events.blobs import BlobStore
+from eventq.workers.context import Context
+from eventq.workers.fetch_policy import Network
+from eventq.workers.inputs import Inputs
+from eventq.workers.progress import ProgressUpdate
+
+
+@dataclass
+class RecordingHost:
+    """Cancels itself once ``cancel_after`` progress updates were seen (``None``: never)."""
+
+    cancel_after: int | None = None
+    updates: list[ProgressUpdate] = field(default_factory=list[ProgressUpdate])
+    lines: list[tuple[str, str, dict[str, Any]]] = field(default_factory=list[tuple[str, str, dict[str, Any]]])
+
+    def progress(self, update: ProgressUpdate) -> None:
+        self.updates.append(update)
+
+    def log(self, level: str, message: str, fields: dict[str, Any]) -> None:
+        self.lines.append((level, message, fields))
+
+    def cancelled(self) -> bool:
+        return self.cancel_after is not None and len(self.updates) >= self.cancel_after
+
+
+def make_context(
+    directory: Path,
+    host: RecordingHost | None = None,
+    *,
+    input_dirs: Sequence[Path] = (),
+    fetch_allow: Sequence[Network] = (),
+    device: str = "cpu",
+) -> Context:
+    """A context of task ``task-1``, attempt 1, whose blobs lie in ``directory``."""
+    blobs = BlobStore.open(directory / "blobs")
+    return Context(
+        host or RecordingHost(),
+        task_id="task-1",
+        attempt=1,
+        worker_id="worker-1",
+        device=device,
+        blobs=blobs,
+        inputs=Inputs(blobs, input_dirs, fetch_allow),
+    )

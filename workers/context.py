@@ -1,0 +1,105 @@
+"""What a task's code is given: who it is, where it runs, and a way to say how far it got.
+
+The same :class:`Context` serves an ``async def`` on the worker's loop and a plain function in a child
+process. What differs is only the :class:`ContextHost` behind it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from eventq.events.blob_keys import output_key
+from eventq.events.blobs import BlobStore
+from eventq.events.catalogue import BlobRef
+from eventq.events.errors import InvalidInput
+from eventq.events.limits import LOG_MESSAGE_MAX_CHARS
+from eventq.workers.inputs import Inputs
+from eventq.workers.progress import ProgressUpdate
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+class TaskCancelled(BaseException):
+    """Raised by :meth:`Context.check` once the task's cancellation was requested.
+
+    Not an ``Exception``, for the reason that ``asyncio.CancelledError`` is none: the ``except Exception``
+    with which task code keeps going after a bad row or a failed download must not also keep going after a
+    cancel. ``finally`` and ``with`` run as for any other exception. Code that catches it must raise it
+    again.
+    """
+
+
+class ContextHost(Protocol):
+    """What a context needs of the process that runs the task. All three return at once and never raise."""
+
+    def progress(self, update: ProgressUpdate) -> None:
+        """Take note of how far the attempt is; throttling is the host's affair."""
+        ...
+
+    def log(self, level: str, message: str, fields: dict[str, Any]) -> None:
+        """Pass one log line on."""
+        ...
+
+    def cancelled(self) -> bool:
+        """Whether this attempt should stop: cancelled, timed out, or its lease lost."""
+        ...
+
+
+class Context:
+    """One attempt, seen from inside. Every method is synchronous and cheap, in plain and async functions
+    alike.
+
+    ``task_id``, ``attempt`` (from 1) and ``worker_id`` say who runs; ``device`` is ``cpu`` or ``cuda:<n>``.
+    ``blobs`` and ``inputs`` block on disk or network: in an ``async def`` use the ``_async`` methods of
+    ``blobs``, and ``await asyncio.to_thread(...)`` for ``inputs``.
+    """
+
+    def __init__(
+        self,
+        host: ContextHost,
+        *,
+        task_id: str,
+        attempt: int,
+        worker_id: str,
+        device: str,
+        blobs: BlobStore,
+        inputs: Inputs,
+    ) -> None:
+        self._host = host
+        self.task_id = task_id
+        self.attempt = attempt
+        self.worker_id = worker_id
+        self.device = device
+        self.blobs = blobs
+        self.inputs = inputs
+
+    def progress(self, done: float, total: float | None = None, unit: str | None = None, message: str | None = None) -> None:
+        """Say that ``done`` of ``total`` (``None``: unknown) is behind us, in ``unit``. Call as often as you
+        like.
+
+        The newest value is published at most four times a second, the last one always. Raises
+        :class:`InvalidInput` for a number that is negative or not finite.
+        """
+        self._host.progress(ProgressUpdate.checked(done, total, unit, message))
+
+    def log(self, message: str, level: str = "info", **fields: Any) -> None:
+        """Add a line to the task's log, ``fields`` (JSON values) beside it. Text over 4,000 characters is
+        cut.
+        """
+        if level not in LOG_LEVELS:
+            raise InvalidInput("level", f"must be one of {', '.join(LOG_LEVELS)}", found=level)
+        self._host.log(level, message[:LOG_MESSAGE_MAX_CHARS], fields)
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether this attempt was asked to stop. Code that can end early with a clean-up asks this."""
+        return self._host.cancelled()
+
+    def check(self) -> None:
+        """Return if the attempt may go on, else raise :class:`TaskCancelled`. Call it in every long loop."""
+        if self._host.cancelled():
+            raise TaskCancelled(f"task {self.task_id} was asked to stop")
+
+    def put_output(self, name: str, data: bytes, media_type: str = "application/octet-stream") -> BlobRef:
+        """``data`` is stored as a file of this attempt; put the answer (``.model_dump()``) into the result."""
+        return self.blobs.put(data, key=output_key(self.task_id, self.attempt, name), media_type=media_type)
