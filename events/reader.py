@@ -65,6 +65,8 @@ class Tail:
 
     def __init__(self, broker: Broker, stream: str, *, after: int, subject: str | None = None, batch: int = 2_000) -> None:
         self.position = after
+        self.generation = 0
+        """How often reading began, first or anew: after a change, what follows may come from another log."""
         self._broker = broker
         self._stream = stream
         self._subject = subject
@@ -133,6 +135,7 @@ class Tail:
             self._broken = True
 
     async def _start(self) -> None:
+        self.generation += 1
         self._consumer = f"read-{secrets.token_hex(6)}"
         self._requested, self._sequence, self._broken = len(self._ready), 0, False
         self._seen = time.monotonic()
