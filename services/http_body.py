@@ -94,9 +94,7 @@ def parse_json(raw: bytes) -> Any:
 def _check_headers(request: web.Request, max_bytes: int) -> None:
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
         found = request.headers["Content-Encoding"][:60]
-        raise UnsupportedMediaType(
-            "compressed bodies are not read here", field="Content-Encoding", found=found
-        )
+        raise UnsupportedMediaType("compressed bodies are not read here", field="Content-Encoding", found=found)
     if request.content_type != "application/json":
         found = request.headers.get("Content-Type", "none")[:60]
         raise UnsupportedMediaType("the body must be application/json", field="Content-Type", found=found)
@@ -118,9 +116,7 @@ async def _read_bounded(request: web.Request, limits: HttpLimits) -> bytes:
     except TimeoutError:
         seconds = limits.body_deadline_s
         found = f"{len(body)} bytes"
-        raise RequestTimeout(
-            f"the body did not arrive within {seconds:g} s", field=BODY, limit=seconds, found=found
-        ) from None
+        raise RequestTimeout(f"the body did not arrive within {seconds:g} s", field=BODY, limit=seconds, found=found) from None
     except web.RequestPayloadError:
         raise BadRequest("the body's transfer encoding is broken", field=BODY) from None
     return bytes(body)
@@ -179,10 +175,7 @@ def _check(value: Any) -> None:
                     todo.append((item, (link, key), depth + 1))
             case list():
                 _check_depth(depth, link)
-                todo.extend(
-                    (item, (link, str(index)), depth + 1)
-                    for index, item in enumerate(cast("list[Any]", value))
-                )
+                todo.extend((item, (link, str(index)), depth + 1) for index, item in enumerate(cast("list[object]", value)))
             case _:
                 pass
 

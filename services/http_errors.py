@@ -51,7 +51,7 @@ STATUS_OF: dict[str, int] = {
     "UNSUPPORTED_MEDIA_TYPE": 415,
     "MISDIRECTED_HOST": 421,
 }
-"""The one table. A code that is missing here is answered 500: a test compares it with the tree of errors."""
+"""The one table. An error whose own code is missing here is answered as the branch of the tree that it stands on."""
 
 RETRY_AFTER_S: dict[str, int] = {"LAGGING": 1, "LOG_UNAVAILABLE": 2, "UNAVAILABLE": 2, "LOG_FULL": 30}
 """After how many seconds a 503 is worth another try."""
@@ -108,10 +108,16 @@ def error_response(error: EventqError, request_id: str) -> web.Response:
     """``error`` in the documented shape, with the status of its code and ``Retry-After`` where waiting
     helps."""
     body = error_body(error.code, error.detail, request_id, error.fields)
-    response = _json(STATUS_OF.get(error.code, 500), body)
+    response = _json(status_of(error), body)
     if isinstance(error, Unavailable):
         response.headers["Retry-After"] = str(RETRY_AFTER_S.get(error.code, 2))
     return response
+
+
+def status_of(error: EventqError) -> int:
+    """The HTTP status of an error: of its code, else of the nearest branch of the tree that the table knows."""
+    branches = (kind for kind in type(error).__mro__ if issubclass(kind, EventqError))
+    return next((STATUS_OF[kind.code] for kind in branches if kind.code in STATUS_OF), 500)
 
 
 def plain_error(status: int, detail: str, request_id: str) -> web.Response:
@@ -149,7 +155,7 @@ async def errors_middleware(request: web.Request, handler: Any) -> web.StreamRes
 def _log_refusal(request: web.Request, error: EventqError) -> None:
     if isinstance(error, Damaged):
         log.error("request.damaged", code=error.code, detail=error.detail, path=request.path)
-    elif STATUS_OF.get(error.code, 500) >= 500:
+    elif status_of(error) >= 500:
         log.warning("request.unavailable", code=error.code, detail=error.detail, path=request.path)
 
 

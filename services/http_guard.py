@@ -78,6 +78,7 @@ class GuardedServer(web.Server):
             **options,
             "keepalive_timeout": limits.keepalive_s,
             "lingering_time": limits.lingering_s,
+            "auto_decompress": False,  # compressed bodies are refused, so nothing here may inflate one
         }
         self._watched: dict[RequestHandler, _Watch] = {}
         self._running_loop = asyncio.get_running_loop()
@@ -100,9 +101,7 @@ class GuardedServer(web.Server):
         self._watched.pop(handler, None)
         super().connection_lost(handler, exc)
 
-    def _begin_request(
-        self, message: Any, payload: Any, protocol: Any, writer: Any, task: Any
-    ) -> web.BaseRequest:
+    def _begin_request(self, message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:
         if (watch := self._watched.get(protocol)) is not None:
             watch.served = True
         return self._make(message, payload, protocol, writer, task)
@@ -128,9 +127,7 @@ class GuardedServer(web.Server):
 class GuardedRunner(web.AppRunner):
     """``web.AppRunner`` whose connections are guarded; use it wherever the app is served."""
 
-    def __init__(
-        self, app: web.Application, limits: HttpLimits | None = None, *, shutdown_s: float = 10.0
-    ) -> None:
+    def __init__(self, app: web.Application, limits: HttpLimits | None = None, *, shutdown_s: float = 10.0) -> None:
         """``shutdown_s``: how long a stop waits for requests in progress."""
         super().__init__(app, access_log=None, shutdown_timeout=shutdown_s)
         self._limits = limits or HttpLimits()
@@ -171,9 +168,7 @@ def host_name(host: str) -> str:
 def _refuse_cross_site(request: web.Request) -> None:
     site = request.headers.get("Sec-Fetch-Site", "same-origin")
     if site not in ("same-origin", "none"):
-        raise CrossSite(
-            "writes from another site's page are refused", field="Sec-Fetch-Site", found=site[:40]
-        )
+        raise CrossSite("writes from another site's page are refused", field="Sec-Fetch-Site", found=site[:40])
     origin = request.headers.get("Origin")
     if origin is not None and urlsplit(origin).netloc.lower() != request.headers.get("Host", "").lower():
         raise CrossSite("writes from another origin are refused", field="Origin", found=origin[:100])

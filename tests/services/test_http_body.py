@@ -49,9 +49,7 @@ REFUSED: list[tuple[str, bytes, str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("raw", "field", "says"), [case[1:] for case in REFUSED], ids=[c[0] for c in REFUSED]
-)
+@pytest.mark.parametrize(("raw", "field", "says"), [case[1:] for case in REFUSED], ids=[c[0] for c in REFUSED])
 def test_what_is_not_plain_json_is_refused_by_name(raw: bytes, field: str, says: str) -> None:
     with pytest.raises(InvalidInput) as refused:
         parse_json(raw)
@@ -85,9 +83,7 @@ JSON = st.recursive(
     | st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])),
     lambda inner: (
         st.lists(inner, max_size=4)
-        | st.dictionaries(
-            st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])), inner, max_size=4
-        )
+        | st.dictionaries(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])), inner, max_size=4)
     ),
     max_leaves=20,
 )

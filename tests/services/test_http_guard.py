@@ -180,9 +180,7 @@ async def test_keep_alive_works_and_ends(server: Server) -> None:
     client = await server.connect()
     for number in range(3):
         body = json.dumps({"n": number}).encode()
-        await client.send(
-            b"POST /echo HTTP/1.1\r\n" + HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body
-        )
+        await client.send(b"POST /echo HTTP/1.1\r\n" + HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
         assert await client.answer() == (200, {"n": number})
     assert await client.until_closed() == b""
 
@@ -200,9 +198,7 @@ async def test_keep_alive_works_and_ends(server: Server) -> None:
     ],
     ids=["not HTTP", "no Host", "long header", "long URL", "many headers", "two framings", "two Hosts"],
 )
-async def test_malformed_requests_are_refused_in_the_documented_shape(
-    server: Server, request_bytes: bytes
-) -> None:
+async def test_malformed_requests_are_refused_in_the_documented_shape(server: Server, request_bytes: bytes) -> None:
     client = await server.connect()
     await client.send(request_bytes)
     status, body = await client.answer()
@@ -221,9 +217,7 @@ async def test_malformed_requests_are_refused_in_the_documented_shape(
         (b"Host: localhost:80\r\nOrigin: null\r\n", 403, "CROSS_SITE"),
     ],
 )
-async def test_foreign_hosts_and_pages_are_refused(
-    server: Server, headers: bytes, status: int, code: str
-) -> None:
+async def test_foreign_hosts_and_pages_are_refused(server: Server, headers: bytes, status: int, code: str) -> None:
     client = await server.connect()
     await client.send(b"POST /echo HTTP/1.1\r\n" + headers + b"Content-Length: 2\r\n\r\n{}")
     answered, body = await client.answer()

@@ -1,0 +1,115 @@
+"""Arguments checked against what a worker declared, before anything is stored.
+
+Any process that knows a task's declaration can do this; it does not import the task's code. Positional arguments are
+bound by the declared order of parameters, then all are checked against the declared JSON Schema.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import ValidationError
+
+from eventq.events.catalogue import TaskDeclaration
+from eventq.events.errors import InvalidInput, UnknownTask
+from eventq.services.http_invalid import describe
+
+DECLARATIONS_TTL_S = 1.0
+"""For how long a declaration is believed without asking the projection again; an unknown name asks at once."""
+
+PROBLEM_MAX_CHARS = 300
+
+FetchDeclarations = Callable[[], Awaitable[Mapping[str, TaskDeclaration]]]
+
+
+class Declarations:
+    """The newest declaration of each task, held for a second so that a submission costs no query."""
+
+    def __init__(self, fetch: FetchDeclarations) -> None:
+        self._fetch = fetch
+        self._known: Mapping[str, TaskDeclaration] = {}
+        self._fetched_at = float("-inf")
+        self._checks: dict[str, tuple[dict[str, Any], Any]] = {}
+        self._fetching = asyncio.Lock()
+
+    async def get(self, task_name: str) -> TaskDeclaration:
+        """The declaration of ``task_name``. Raises :class:`UnknownTask` with the nearest known name."""
+        if time.monotonic() - self._fetched_at > DECLARATIONS_TTL_S or task_name not in self._known:
+            await self._refresh()
+        declaration = self._known.get(task_name)
+        if declaration is None:
+            raise UnknownTask(
+                "task_name", "is not a task that any worker declared", found=task_name, hint=self._hint(task_name)
+            )
+        return declaration
+
+    def check(self, declaration: TaskDeclaration, args: list[Any], kwargs: dict[str, Any]) -> None:
+        """Raise :class:`InvalidInput` for the first argument that the declaration does not admit."""
+        bound = _bind(declaration, args, kwargs)
+        errors: list[ValidationError] = list(self._validator(declaration).iter_errors(bound))
+        if errors:
+            raise _invalid(min(errors, key=lambda error: len(error.absolute_path)), declaration, len(args))
+
+    async def _refresh(self) -> None:
+        asked_at = time.monotonic()
+        async with self._fetching:
+            if self._fetched_at < asked_at:  # else somebody else's answer is newer than our question
+                self._known = await self._fetch()
+                self._fetched_at = time.monotonic()
+
+    def _validator(self, declaration: TaskDeclaration) -> Any:
+        known = self._checks.get(declaration.name)
+        if known is not None and known[0] == declaration.arguments:
+            return known[1]
+        validator = Draft202012Validator(declaration.arguments)
+        self._checks[declaration.name] = (declaration.arguments, validator)
+        return validator
+
+    def _hint(self, task_name: str) -> str:
+        if near := get_close_matches(task_name, self._known, n=1):
+            return f"did you mean {near[0]!r}?"
+        if not self._known:
+            return "no worker has registered yet; start one with `eventq worker`"
+        return f"known: {', '.join(sorted(self._known)[:20])}"
+
+
+def _bind(declaration: TaskDeclaration, args: list[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    parameters = declaration.parameters
+    if len(args) > len(parameters):
+        problem = f"has more arguments than {declaration.name} takes"
+        raise InvalidInput("/task_args", problem, limit=len(parameters), found=len(args))
+    positional = dict(zip(parameters, args, strict=False))
+    if twice := next((name for name in positional if name in kwargs), None):
+        raise InvalidInput(f"/task_kwargs/{twice}", "is given by position as well")
+    return {**positional, **kwargs}
+
+
+def _invalid(error: ValidationError, declaration: TaskDeclaration, positional: int) -> InvalidInput:
+    path = [str(part) for part in error.absolute_path]
+    wanted: Any = error.validator_value
+    found: Any = error.instance
+    match error.validator:
+        case "required":
+            missing = next(str(name) for name in wanted if name not in found)
+            return InvalidInput(_place([*path, missing], declaration, positional), "is required")
+        case "additionalProperties" if wanted is False:
+            schema: Any = error.schema
+            unknown = next(str(name) for name in found if name not in schema.get("properties", {}))
+            hint = f"{declaration.name} takes: {', '.join(declaration.parameters) or 'nothing'}"
+            return InvalidInput(_place([*path, unknown[:80]], declaration, positional), "is not a parameter", hint=hint)
+        case _:
+            problem = error.message if len(error.message) <= PROBLEM_MAX_CHARS else f"does not fit: {error.validator}"
+            limit = wanted if isinstance(wanted, int | float | str) else None
+            return InvalidInput(_place(path, declaration, positional), problem, limit=limit, found=describe(found))
+
+
+def _place(path: list[str], declaration: TaskDeclaration, positional: int) -> str:
+    """The JSON pointer in the request's body of a path in the bound arguments."""
+    by_position = declaration.parameters[:positional]
+    start = ["task_args", str(by_position.index(path[0]))] if path and path[0] in by_position else ["task_kwargs", *path[:1]]
+    return "".join("/" + part.replace("~", "~0").replace("/", "~1") for part in start + path[1:])

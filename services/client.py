@@ -1,0 +1,283 @@
+"""The Python client: submit, wait, look, cancel, repeat, and move files, over the native HTTP API.
+
+::
+
+    async with Client("http://127.0.0.1:8000") as client:
+        task = await client.submit("echo", {"message": "hello"})
+        done = await client.wait(task["task_id"])
+        print(done["status"], done["result"])
+
+Answers are the API's JSON objects. What the API refuses is raised from the same tree of errors that the server uses,
+told apart by its code; a server that cannot be reached is :class:`Unavailable`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import quote
+
+from eventq.events.errors import EventqError, Unavailable
+
+if TYPE_CHECKING:
+    from aiohttp import ClientResponse, ClientSession
+
+Json = dict[str, Any]
+
+FINISHED = frozenset({"COMPLETED", "FAILED", "TIMED_OUT", "CANCELLED"})
+POLL_FIRST_S, POLL_MAX_S = 0.02, 1.0
+REQUEST_TIMEOUT_S = 30.0
+CHUNK_BYTES = 256 * 1024
+
+
+class ApiError(EventqError):
+    """A refusal whose code this client does not know; ``fields["code"]`` has it."""
+
+    code = "API_ERROR"
+
+
+class Client:
+    """One API server, by its base URL (without ``/api/v1``). Use it as an async context manager."""
+
+    def __init__(self, base_url: str = "http://127.0.0.1:8000", *, timeout_s: float = REQUEST_TIMEOUT_S) -> None:
+        """``timeout_s``: for one request; file transfers may take as long as they move."""
+        self._root = base_url.rstrip("/") + "/api/v1"
+        self._timeout_s = timeout_s
+        self._session: ClientSession | None = None
+        self._versions: dict[str, int] = {}
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections. Safe to call twice."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def submit(
+        self,
+        task_name: str,
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        args: Sequence[Any] = (),
+        priority: int | None = None,
+        queue_name: str | None = None,
+        max_retries: int | None = None,
+        timeout_seconds: float | None = None,
+        scheduled_at: datetime | None = None,
+    ) -> Json:
+        """Submit a task; what is left out is as the task declares it. The answer has ``task_id`` and ``version``.
+
+        When this raises ``LogUnavailable`` or ``Unavailable``, the task may have been accepted or not.
+        """
+        options: Json = {
+            "priority": priority,
+            "queue_name": queue_name,
+            "max_retries": max_retries,
+            "timeout_seconds": timeout_seconds,
+            "scheduled_at": None if scheduled_at is None else scheduled_at.isoformat(),
+        }
+        body: Json = {"task_name": task_name, "task_args": list(args), "task_kwargs": dict(kwargs or {})}
+        body |= {name: value for name, value in options.items() if value is not None}
+        return self._seen(await self._json("POST", "/tasks", json=body))
+
+    async def get(self, task_id: str, *, min_version: int | None = None, as_of: int | datetime | None = None) -> Json:
+        """The task, at least as new as what this client has seen of it. ``as_of``: as it was at a position or time."""
+        params: dict[str, str] = {}
+        if as_of is not None:
+            params["as_of"] = as_of.isoformat() if isinstance(as_of, datetime) else str(as_of)
+        else:
+            params["min_version"] = str(max(min_version or 0, self._versions.get(task_id, 0)))
+        answer = await self._json("GET", _task(task_id), params=params)
+        return answer if as_of is not None else self._seen(answer)
+
+    async def wait(self, task_id: str, *, timeout_s: float | None = None) -> Json:
+        """The task once it has finished, whichever way. Raises ``TimeoutError`` after ``timeout_s`` seconds."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        pause_s = POLL_FIRST_S
+        while True:
+            task = await self.get(task_id)
+            if task["status"] in FINISHED:
+                return task
+            left_s = float("inf") if deadline is None else deadline - time.monotonic()
+            if left_s <= 0:
+                raise TimeoutError(f"task {task_id} is {task['status']} after {timeout_s:g} s")
+            await asyncio.sleep(min(pause_s * random.uniform(0.8, 1.2), left_s))
+            pause_s = min(pause_s * 1.5, POLL_MAX_S)
+
+    async def list(
+        self,
+        *,
+        status: str | Sequence[str] = (),
+        priority: int | None = None,
+        queue_name: str | None = None,
+        task_name: str | None = None,
+        limit: int = 50,
+        offset: int = 0,
+        sort_by: str = "created_at",
+        sort_order: str = "desc",
+        min_position: int | None = None,
+    ) -> Json:
+        """A page of tasks: ``total``, ``tasks``, ``as_of``."""
+        options = {
+            "priority": priority,
+            "queue_name": queue_name,
+            "task_name": task_name,
+            "limit": limit,
+            "offset": offset,
+            "sort_by": sort_by,
+            "sort_order": sort_order,
+            "min_position": min_position,
+        }
+        params = [(name, str(value)) for name, value in options.items() if value is not None]
+        params += [("status", name) for name in ([status] if isinstance(status, str) else status)]
+        return await self._json("GET", "/tasks", params=params)
+
+    async def cancel(self, task_id: str, *, reason: str | None = None) -> Json:
+        """Cancel it. ``status`` is still ``RUNNING`` in the answer where its worker has not stopped it yet."""
+        return self._seen(await self._json("POST", f"{_task(task_id)}/cancel", json={"reason": reason}))
+
+    async def retry(self, task_id: str) -> Json:
+        """Run a failed, cancelled or timed-out task again, as a new task that refers to it."""
+        return self._seen(await self._json("POST", f"{_task(task_id)}/retry"))
+
+    async def replay(self, task_id: str) -> Json:
+        """Run any finished task again, as a new task that refers to it."""
+        return self._seen(await self._json("POST", f"{_task(task_id)}/replay"))
+
+    async def timeline(self, task_id: str) -> Json:
+        """The task's whole story: events, progress, log lines."""
+        params = {"min_version": str(self._versions.get(task_id, 0))}
+        return await self._json("GET", f"{_task(task_id)}/timeline", params=params)
+
+    async def compare(self, task_id: str, other_id: str) -> Json:
+        """What two tasks have in common, and how long each took."""
+        return await self._json("GET", f"{_task(task_id)}/compare/{quote(other_id, safe='')}")
+
+    async def health(self) -> Json:
+        """The server's health; ``status`` may be ``unhealthy``, which is an answer and not an error."""
+        return await self._json("GET", "/health", expected=(200, 503))
+
+    async def upload(
+        self, source: bytes | Path | AsyncIterable[bytes], *, media_type: str = "application/octet-stream"
+    ) -> Json:
+        """Store a file. The answer is a reference that tasks take as input."""
+        data = _chunks(source) if isinstance(source, Path) else source
+        headers = {"Content-Type": media_type}
+        return await self._json("POST", "/blobs", data=data, headers=headers, timeout_s=None)
+
+    async def download(self, blob: Json | str, target: Path) -> int:
+        """Store a blob (by reference or key) in ``target``; answers its size in bytes.
+
+        ``target`` appears only once it is complete.
+        """
+        key = blob if isinstance(blob, str) else str(blob["key"])
+        part = target.with_name(f".{target.name}.part")
+        size = 0
+        try:
+            with part.open("wb") as file:
+                async for chunk in self.stream(key):
+                    size += await asyncio.to_thread(file.write, chunk)
+            part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
+        return size
+
+    async def stream(self, key: str) -> AsyncIterator[bytes]:
+        """A blob's bytes, in chunks."""
+        from aiohttp import ClientError
+
+        try:
+            async with self._opened().get(f"{self._root}/blobs/{quote(key)}", timeout=_timeout(None)) as response:
+                if response.status != 200:
+                    raise await _error(response)
+                async for chunk in response.content.iter_chunked(CHUNK_BYTES):
+                    yield chunk
+        except (ClientError, TimeoutError) as error:
+            raise _unreachable(self._root, error) from error
+
+    async def _json(
+        self, method: str, path: str, *, timeout_s: float | None = -1, expected: tuple[int, ...] = (), **options: Any
+    ) -> Json:
+        from aiohttp import ClientError
+
+        limit_s = self._timeout_s if timeout_s == -1 else timeout_s
+        try:
+            async with self._opened().request(method, self._root + path, timeout=_timeout(limit_s), **options) as response:
+                if response.status >= 400 and response.status not in expected:
+                    raise await _error(response)
+                answer: Json = await response.json()
+                return answer
+        except (ClientError, TimeoutError) as error:
+            raise _unreachable(self._root, error) from error
+
+    def _opened(self) -> ClientSession:
+        if self._session is None:
+            from aiohttp import ClientSession, DummyCookieJar
+
+            self._session = ClientSession(cookie_jar=DummyCookieJar())
+        return self._session
+
+    def _seen(self, answer: Json) -> Json:
+        """Remember the version, so that a later read from any replica is not older than this answer."""
+        task_id = answer["task_id"]
+        self._versions[task_id] = max(self._versions.get(task_id, 0), answer["version"])
+        return answer
+
+
+def _task(task_id: str) -> str:
+    return f"/tasks/{quote(task_id, safe='')}"
+
+
+def _timeout(total_s: float | None) -> Any:
+    from aiohttp import ClientTimeout
+
+    return ClientTimeout(total=total_s, connect=10.0, sock_read=60.0)
+
+
+async def _chunks(path: Path) -> AsyncIterator[bytes]:
+    with path.open("rb") as file:
+        while chunk := await asyncio.to_thread(file.read, CHUNK_BYTES):
+            yield chunk
+
+
+async def _error(response: ClientResponse) -> EventqError:
+    """The server's refusal as the error of its code, with its fields; of an unknown code, as the root of the tree."""
+    try:
+        body: Json = await response.json()
+        code, detail = str(body.pop("code")), str(body.pop("detail"))
+    except (ValueError, KeyError, AttributeError):
+        return Unavailable(f"{response.url} answered {response.status} without saying why", status=response.status)
+    kind = _by_code().get(code)
+    error = ApiError.__new__(ApiError) if kind is None else kind.__new__(kind)
+    EventqError.__init__(error, detail, **body, status=response.status, code=code)
+    return error
+
+
+def _by_code() -> dict[str, type[EventqError]]:
+    from eventq.services import http_errors  # so that the refusals of HTTP itself are known too
+
+    assert http_errors
+    found: dict[str, type[EventqError]] = {}
+    todo = [EventqError]
+    while todo:
+        kind = todo.pop()
+        found.setdefault(kind.code, kind)
+        todo += kind.__subclasses__()
+    return found
+
+
+def _unreachable(root: str, error: Exception) -> Unavailable:
+    return Unavailable(f"no answer from {root}: {str(error) or type(error).__name__}", url=root)
