@@ -133,6 +133,8 @@ class PipelinedAppender:
         self._waiting: OrderedDict[int, Entry] = OrderedDict()
         self._inbox = broker.nc.new_inbox()
         self._batch = ""
+        self._given_up = False
+        self._closed = False
         self._sequence = 0
         self._last_sent = 0.0
         self._subscription: Subscription | None = None
@@ -151,6 +153,8 @@ class PipelinedAppender:
 
     async def append(self, subject: str, payload: bytes, check: dict[str, str]) -> int | None:
         """See :class:`Appender`."""
+        if self._closed:
+            raise LogUnavailable("the appender is closed: nothing was sent")
         if time.monotonic() < self._refused_until:
             return await self._plain.append(subject, payload, check)
         now = time.monotonic()
@@ -161,16 +165,22 @@ class PipelinedAppender:
         return await entry.answer
 
     async def close(self) -> None:
-        """See :class:`Appender`."""
+        """See :class:`Appender`. Safe to call twice."""
+        self._closed = True
         if self._watchdog is not None:
             self._watchdog.cancel()
+            self._watchdog = None
             self._broker.on_reconnect.remove(self._reopen)
-        if self._subscription is not None and not self._broker.nc.is_closed:
-            await self._subscription.unsubscribe()
+        if self._reopening is not None:
+            await self._reopening  # it holds entries that do not wait for an answer yet
+        subscription, self._subscription = self._subscription, None
+        if subscription is not None and not self._broker.nc.is_closed:
+            await subscription.unsubscribe()
         self._settle_all(LogUnavailable("the appender was closed before the broker answered"))
 
     def _new_batch(self) -> None:
         self._batch = secrets.token_hex(8)
+        self._given_up = False
         self._sequence = 0
 
     async def _send(self, entry: Entry) -> None:
@@ -189,17 +199,19 @@ class PipelinedAppender:
 
     async def _on_answer(self, message: Msg) -> None:
         batch = message.subject.split(".")[2]
-        if batch != self._batch:
-            return  # of a batch that was given up; what it held was sent again
+        if batch != self._batch or self._given_up:
+            return  # of a batch that was given up; what it held is sent again
         if not message.data:
-            self._reopen()  # no responders: the stream has no leader at the moment
-            return
+            return  # no responders: the stream has no leader at the moment; the watchdog sends again in a while
         answer: dict[str, Any] = orjson.loads(message.data)
         error: dict[str, Any] | None = answer.get("error")
-        if error is None:
-            self._accept_up_to(int(answer.get("seq", 0)) if answer.get("type") == "ack" else 0)
-        else:
+        if error is not None:
             await self._on_error(answer, error)
+        elif answer.get("type") == "ack":
+            self._accept_up_to(int(answer["seq"]))
+        else:
+            # A gap: some of the batch never arrived, and the acks to come would cover it. Or the batch was ended.
+            self._reopen()
 
     def _accept_up_to(self, sequence: int) -> None:
         """Answers are cumulative; what was refused in between was answered before and waits no more."""
@@ -218,17 +230,19 @@ class PipelinedAppender:
             entry.answer.set_exception(_error_of(code, error.get("description", "")))
 
     def _reopen(self) -> None:
-        """Open a new batch and send again all that is unanswered, once at a time."""
+        """Believe nothing more of this batch; open a new one and send again all that is unanswered."""
+        self._given_up = True
         if self._reopening is None or self._reopening.done():
             self._reopening = asyncio.create_task(self._resend(), name="appender-reopen")
 
     async def _resend(self) -> None:
-        self.reopened += 1
-        unanswered = [entry for entry in self._waiting.values() if not entry.answer.done()]
-        self._waiting.clear()
-        self._new_batch()
-        for entry in unanswered:
-            await self._send(entry)
+        while self._given_up:  # given up once more while sending: again, or it would wait for the watchdog
+            self.reopened += 1
+            unanswered = [entry for entry in self._waiting.values() if not entry.answer.done()]
+            self._waiting.clear()
+            self._new_batch()
+            for entry in unanswered:
+                await self._send(entry)
 
     async def _fall_back(self, why: str) -> None:
         """Publish one by one for a while what this batch was not allowed to take."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import Self
 
+import nats.errors
 from nats.js.api import RawStreamMsg
-from nats.js.errors import NotFoundError
+from nats.js.errors import APIError, NotFoundError
 
 from eventq.events.appender import Appender, PipelinedAppender, PlainAppender, Refused
 from eventq.events.broker import Broker
@@ -50,7 +51,10 @@ class EventLog:
         payload = encode(event)
         check = version_check(event.aggregate, event.aggregate_id, event.version)
         if event.route is not None:
-            await self.routes.ensure(event.route)
+            try:
+                await self.routes.ensure(event.route)
+            except (APIError, nats.errors.Error, TimeoutError) as error:
+                raise LogUnavailable(f"nothing was stored: the queue's consumer cannot be made: {error!r}") from error
         for _ in range(REFUSALS_MAX):
             try:
                 return await self._appender.append(event.subject, payload, check)
@@ -80,8 +84,8 @@ class EventLog:
             found: RawStreamMsg = await self.broker.js.get_last_msg(EVENTS, subject, direct=not fresh)
         except NotFoundError:
             return None
-        except TimeoutError as error:
-            raise LogUnavailable("the broker does not answer reads") from error
+        except (APIError, nats.errors.Error, TimeoutError) as error:
+            raise LogUnavailable(f"the broker does not answer reads: {error!r}") from error
         assert found.subject is not None
         assert found.seq is not None
         return Stored(found.seq, decode(found.data or b"", found.subject))

@@ -1,0 +1,317 @@
+"""One attempt, from the delivered work item to the acknowledged outcome, as a list of steps.
+
+Everything is at least once; one order makes it safe. *Claim*: the next version after the ready event is written as
+``started``; only whoever wrote it enters user code. *Report*: the outcome is written as the version after that. *Then*
+acknowledge. A crash before the claim leaves the work item to others; between claim and report the lease lapses, and who
+is given the item next ends this attempt in the log before anything runs again; between report and acknowledgement the
+item comes again and whoever gets it finds the outcome. A report that comes too late meets a version that exists.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import orjson
+import structlog
+
+from eventq.events.blob_keys import output_key
+from eventq.events.blobs import BlobStore
+from eventq.events.catalogue import BlobRef, Submitted
+from eventq.events.commands import (
+    Command,
+    CompleteAttempt,
+    ConfirmCancel,
+    ExpireLease,
+    FailAttempt,
+    InterruptAttempt,
+    StartAttempt,
+    TimeOutAttempt,
+)
+from eventq.events.envelope import Trace, task_event
+from eventq.events.errors import Conflict, EventqError, LogDamaged, TaskNotFound, Unavailable, VersionConflict
+from eventq.events.failpoints import failpoint
+from eventq.events.handle import Handled, handle, read_task
+from eventq.events.limits import INLINE_PAYLOAD_MAX_BYTES
+from eventq.events.log import EventLog
+from eventq.events.retry import retry_delay_s
+from eventq.events.task import Status, Task, decide, from_summary
+from eventq.events.timers import set_timer
+from eventq.workers.acks import Acks
+from eventq.workers.execution import Execution, LoopHost
+from eventq.workers.outcome import Outcome, Raised, Returned, Stopped, StopReason, raised
+from eventq.workers.processes import ChildPool
+from eventq.workers.puller import Delivery
+from eventq.workers.registry import Registry, TaskFunction
+from eventq.workers.reports import Reports
+
+log = structlog.get_logger("eventq.attempt")
+
+HOSTNAME = socket.gethostname()
+REPORT_PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0)
+"""Pauses between tries to store an outcome while the broker is away; after the last one the lease is left to lapse."""
+
+
+@dataclass(slots=True)
+class Counts:
+    """What this worker did since it started, for its metrics and log."""
+
+    started: int = 0
+    completed: int = 0
+    failed: int = 0
+    stopped: int = 0
+    stale_results_rejected: int = 0
+    leases_expired: int = 0
+
+
+@dataclass(slots=True)
+class Workshop:
+    """What the attempts of one worker share."""
+
+    worker_id: str
+    log: EventLog
+    registry: Registry
+    blobs: BlobStore
+    acks: Acks
+    loop_host: LoopHost
+    children: ChildPool
+    device_label: str
+    isolate_async: bool
+    """Run async functions in the child process too: on a device there is one process that owns it."""
+    lease_s: float
+    stop_s: float
+    counts: Counts = field(default_factory=Counts)
+
+    @property
+    def source(self) -> str:
+        """How this worker signs its events."""
+        return f"worker.{self.worker_id}"
+
+
+class Attempt:
+    """One work item in this worker's hands. ``execution`` is set while user code runs and can be stopped through it."""
+
+    def __init__(self, delivery: Delivery, workshop: Workshop) -> None:
+        self.delivery = delivery
+        self.task_id = delivery.event.aggregate_id
+        self.task: Task = from_summary(delivery.event.state)
+        self.execution: Execution | None = None
+        self._stop_early: StopReason | None = None
+        self._shop = workshop
+        self._trace = Trace(delivery.event.id, delivery.event.trace.correlation_id, delivery.event.trace.traceparent)
+
+    async def run(self) -> None:
+        """Claim, run, report, acknowledge. Never raises: what goes wrong is in the log, or is left to the lease."""
+        try:
+            if (function := await self._resolve()) is None or not await self._claim():
+                return
+            started = time.monotonic()
+            outcome = await self._execute(function)
+            await self._report(outcome, function, time.monotonic() - started)
+        except EventqError as error:
+            # Without an answer from the log nothing may be concluded: the lease lapses and somebody reads what is true.
+            log.warning("attempt.left_to_lease", task_id=self.task_id, code=error.code, error=error.detail)
+        except Exception:
+            log.exception("attempt.crashed", task_id=self.task_id)
+
+    def stop(self, reason: StopReason) -> None:
+        """Have user code end soon. Before it began, the attempt ends as soon as it would begin."""
+        if self.execution is not None:
+            self.execution.stop(reason)
+        elif self._stop_early is None:
+            self._stop_early = reason
+
+    def is_current(self, task: Task) -> bool:
+        """Whether ``task``, as just read, is still in this attempt's hands (or was not claimed yet)."""
+        return self.execution is None or (task.status is Status.RUNNING and task.attempt == self.task.attempt)
+
+    # Claim
+
+    async def _resolve(self) -> TaskFunction | None:
+        """The function to run; a task that only other workers of the pool know goes back for them."""
+        if self.task.task_name in self._shop.registry:
+            return self._shop.registry.get(self.task.task_name)
+        log.warning("attempt.unknown_task", task_id=self.task_id, task_name=self.task.task_name)
+        await self._shop.acks.nak(self.delivery.lease, self._shop.lease_s)
+        return None
+
+    async def _claim(self) -> bool:
+        """Write the version after the ready event. The only read is the one after a lost race."""
+        shop = self._shop
+        command = StartAttempt(shop.worker_id, HOSTNAME, shop.device_label)
+        event, after = task_event(
+            self.task_id, self.task, decide(command, self.task)[0], source=shop.source, at=datetime.now(UTC), trace=self._trace
+        )
+        failpoint("attempt.before_start")
+        try:
+            await shop.log.append(event)
+        except VersionConflict:
+            await self._find_out()
+            return False
+        failpoint("attempt.after_start")
+        self.task = after
+        shop.counts.started += 1
+        return True
+
+    async def _find_out(self) -> None:
+        """The work item is not for us to start: is it spent, or did whoever started it disappear?"""
+        shop = self._shop
+        task = await read_task(shop.log, self.task_id, fresh=True)
+        if task.finished or task.ready != self.delivery.event.version:
+            await shop.acks.ack(self.delivery.lease)
+        elif self.delivery.count > 1 or task.worker_id == shop.worker_id:
+            await self._take_over(task)
+        else:
+            # First delivery of an item that somebody runs: the consumer was made anew. If its holder lives he finishes.
+            await shop.acks.nak(self.delivery.lease, shop.lease_s)
+
+    async def _take_over(self, task: Task) -> None:
+        """The item came again, so its holder let the lease lapse. End his attempt; the item is then ready anew."""
+        shop = self._shop
+        ours = task.worker_id == shop.worker_id
+        command: Command = InterruptAttempt(task.attempt) if ours else ExpireLease(task.attempt)
+        try:
+            await handle(shop.log, self.task_id, command, source=shop.source, trace=self._trace, task=task)
+            shop.counts.leases_expired += 1
+        except Conflict:
+            pass  # the holder reported after all, or another has taken over: either way the item is spent
+        await shop.acks.ack(self.delivery.lease)
+
+    # Run
+
+    async def _execute(self, function: TaskFunction) -> Outcome:
+        shop = self._shop
+        reports = Reports(shop.log.broker, self.task_id, self.task.attempt, shop.source)
+        self.execution = Execution(
+            function,
+            task_id=self.task_id,
+            attempt=self.task.attempt,
+            worker_id=shop.worker_id,
+            timeout_s=self.task.timeout_s,
+            stop_s=shop.stop_s,
+            on_report=reports.add,
+        )
+        if self._stop_early is not None:
+            self.execution.stop(self._stop_early)
+        on_loop = function.is_async and not shop.isolate_async
+        try:
+            args, kwargs = await self._arguments()
+            return await self.execution.run(args, kwargs, shop.loop_host if on_loop else shop.children)
+        except Unavailable:
+            raise  # says nothing about the task: left to the lease
+        except EventqError as error:
+            return raised(error)
+        finally:
+            await reports.close()
+
+    async def _arguments(self) -> tuple[list[Any], dict[str, Any]]:
+        """The arguments of the submission: in the ready event itself at first, read back for later attempts."""
+        data = self.delivery.event.data
+        if not isinstance(data, Submitted):
+            stored = await self._shop.log.at("tasks", self.task_id, 1)
+            if stored is None or not isinstance(stored.event.data, Submitted):
+                raise LogDamaged(f"task {self.task_id} has no submission", task_id=self.task_id)
+            data = stored.event.data
+        if data.input is None:
+            return data.args, data.kwargs
+        payload = orjson.loads(await self._shop.blobs.get_async(data.input))
+        return payload["args"], payload["kwargs"]
+
+    # Report
+
+    async def _report(self, outcome: Outcome, function: TaskFunction, duration_s: float) -> None:
+        """Store what came of the attempt, then acknowledge. Refused where the attempt is no longer the current one."""
+        shop = self._shop
+        if isinstance(outcome, Stopped) and outcome.reason is StopReason.LEASE_LOST:
+            return
+        command = await self._command(outcome, function, duration_s)
+        failpoint("attempt.before_outcome")
+        try:
+            handled = await self._persist(command)
+        except (Conflict, TaskNotFound) as error:
+            shop.counts.stale_results_rejected += 1
+            log.warning("attempt.stale_result_rejected", task_id=self.task_id, attempt=self.task.attempt, error=error.detail)
+            return
+        failpoint("attempt.after_outcome")
+        self._count(handled.task.status)
+        await shop.acks.ack(self.delivery.lease)
+        failpoint("attempt.after_ack")
+
+    async def _persist(self, command: Command) -> Handled:
+        """Try for a while where the broker is away: work that is done should not be done again for a restart's sake."""
+        for pause_s in REPORT_PAUSES_S:
+            try:
+                return await self._append_outcome(command)
+            except Unavailable as error:
+                log.warning("attempt.outcome_waits", task_id=self.task_id, code=error.code, error=error.detail)
+                await asyncio.sleep(pause_s)
+            # The unanswered append may have landed after all.
+            if (stored := await self._outcome_in_log()) is not None:
+                return stored
+        return await self._append_outcome(command)
+
+    async def _outcome_in_log(self) -> Handled | None:
+        try:
+            stored = await self._shop.log.last("tasks", self.task_id, fresh=True)
+        except Unavailable:
+            return None
+        if stored is None or stored.event.source != self._shop.source or stored.event.version <= self.task.version:
+            return None
+        return Handled(from_summary(stored.event.state), stored.event, stored.position)
+
+    async def _append_outcome(self, command: Command) -> Handled:
+        """Set the timer first where the outcome may be a retry: dying in between leaves a timer that fires for nothing."""
+        due_at = _due_at(command) if self.task.failures < self.task.max_retries else None
+        if due_at is not None:
+            await set_timer(self._shop.log.broker, self.task_id, self.task.version + 1, due_at)
+        handled = await handle(
+            self._shop.log, self.task_id, command, source=self._shop.source, trace=self._trace, task=self.task
+        )
+        if handled.task.due_at is not None and handled.task.version != self.task.version + 1:
+            await set_timer(self._shop.log.broker, self.task_id, handled.task.version, handled.task.due_at)
+        return handled
+
+    async def _command(self, outcome: Outcome, function: TaskFunction, duration_s: float) -> Command:
+        attempt, now = self.task.attempt, datetime.now(UTC)
+        match outcome:
+            case Returned():
+                return await self._completion(outcome, duration_s)
+            case Raised():
+                return FailAttempt(attempt, outcome.error, self._retry_in_s(function) if outcome.retryable else None, now)
+            case Stopped(StopReason.TIMED_OUT):
+                return TimeOutAttempt(attempt, round(duration_s, 3), self._retry_in_s(function), now)
+            case Stopped(StopReason.CANCELLED):
+                return ConfirmCancel(attempt)
+            case Stopped():
+                return InterruptAttempt(attempt)
+
+    async def _completion(self, outcome: Returned, duration_s: float) -> CompleteAttempt:
+        """Large results go to the blob store first, under a name that no other attempt writes."""
+        if len(outcome.result) <= INLINE_PAYLOAD_MAX_BYTES:
+            return CompleteAttempt(self.task.attempt, orjson.loads(outcome.result), None, round(duration_s, 6))
+        key = output_key(self.task_id, self.task.attempt, "result.json")
+        output: BlobRef = await self._shop.blobs.put_async(outcome.result, key=key, media_type="application/json")
+        return CompleteAttempt(self.task.attempt, None, output, round(duration_s, 6))
+
+    def _retry_in_s(self, function: TaskFunction) -> float:
+        return retry_delay_s(function.declaration.retry, self.task.failures + 1, random.random())
+
+    def _count(self, status: Status) -> None:
+        counts = self._shop.counts
+        if status is Status.COMPLETED:
+            counts.completed += 1
+        elif status in {Status.FAILED, Status.TIMED_OUT, Status.RETRYING}:
+            counts.failed += 1
+        else:
+            counts.stopped += 1
+
+
+def _due_at(command: Command) -> datetime | None:
+    if isinstance(command, FailAttempt | TimeOutAttempt) and command.retry_in_s is not None:
+        return command.now + timedelta(seconds=command.retry_in_s)
+    return None

@@ -1,0 +1,173 @@
+"""Run one attempt's function to its end, on the worker's loop or in a child process, and be able to stop it.
+
+Stopping escalates. An async function is cancelled; a plain one is asked through its context, then SIGTERM, then SIGKILL,
+``stop_s`` apart. What a function does after it was asked is still respected if it ends by itself in time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import structlog
+
+from eventq.events.blobs import BlobStore
+from eventq.events.catalogue import ErrorInfo
+from eventq.workers.context import Context, TaskCancelled
+from eventq.workers.inputs import Inputs
+from eventq.workers.outcome import Outcome, Raised, Returned, Stopped, StopReason, raised
+from eventq.workers.process_main import plain
+from eventq.workers.processes import Child, ChildPool
+from eventq.workers.progress import ProgressUpdate
+from eventq.workers.registry import TaskFunction
+from eventq.workers.result import encode_result
+
+log = structlog.get_logger("eventq.execution")
+
+OnReport = Callable[[dict[str, Any]], None]
+
+
+class Execution:
+    """One attempt in the act. :meth:`run` once; :meth:`stop` at any time, from the same loop; the first reason counts."""
+
+    def __init__(
+        self,
+        function: TaskFunction,
+        *,
+        task_id: str,
+        attempt: int,
+        worker_id: str,
+        timeout_s: float | None,
+        stop_s: float,
+        on_report: OnReport,
+    ) -> None:
+        self._function = function
+        self._task_id = task_id
+        self._attempt = attempt
+        self._worker_id = worker_id
+        self._timeout_s = timeout_s
+        self._stop_s = stop_s
+        self._on_report = on_report
+        self._stopping = asyncio.Event()
+        self.stop_reason: StopReason | None = None
+
+    def stop(self, reason: StopReason) -> None:
+        """Have the function end soon. Idempotent: later reasons change nothing."""
+        if self.stop_reason is None:
+            self.stop_reason = reason
+            self._stopping.set()
+
+    async def run(self, args: list[Any], kwargs: dict[str, Any], host: LoopHost | ChildPool) -> Outcome:
+        """Run the function where it belongs; answers only when it has ended (or an async one was given up)."""
+        if isinstance(host, ChildPool):
+            outcome = await self._run_in_child(args, kwargs, host)
+        elif self._timeout_s is None:
+            outcome = await self._run_on_loop(args, kwargs, host)
+        else:
+            timer = asyncio.get_running_loop().call_later(self._timeout_s, self.stop, StopReason.TIMED_OUT)
+            outcome = await self._run_on_loop(args, kwargs, host)
+            timer.cancel()
+        if self.stop_reason is not None and not isinstance(outcome, Returned):
+            return Stopped(self.stop_reason)
+        return outcome
+
+    # On the loop
+
+    async def _run_on_loop(self, args: list[Any], kwargs: dict[str, Any], host: LoopHost) -> Outcome:
+        context = Context(
+            _LoopContextHost(self, self._on_report),
+            task_id=self._task_id,
+            attempt=self._attempt,
+            worker_id=self._worker_id,
+            device="cpu",
+            blobs=host.blobs,
+            inputs=host.inputs,
+        )
+        running = asyncio.create_task(self._call(context, args, kwargs))
+        stopping = asyncio.create_task(self._stopping.wait())
+        await asyncio.wait((running, stopping), return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if not running.done():
+            running.cancel()
+            await asyncio.wait((running,), timeout=self._stop_s)
+        if not running.done():
+            # A coroutine cannot be killed. Its slot is freed and its outcome recorded; it runs on as a ghost.
+            log.error("execution.coroutine_ignores_cancel", task_id=self._task_id, task_name=self._function.name)
+            return Raised(ErrorInfo(type="Unstoppable", message="the coroutine ignores its cancellation"))
+        return Stopped(StopReason.CANCELLED) if running.cancelled() else running.result()
+
+    async def _call(self, context: Context, args: list[Any], kwargs: dict[str, Any]) -> Outcome:
+        try:
+            return Returned(encode_result(await self._function.call(context, args, kwargs)))
+        except TaskCancelled:
+            return Stopped(StopReason.CANCELLED)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # task code may raise anything, SystemExit included: all of it is an outcome
+            return raised(error)
+
+    # In a child process
+
+    async def _run_in_child(self, args: list[Any], kwargs: dict[str, Any], pool: ChildPool) -> Outcome:
+        child = await pool.take()
+        timer = None
+        if self._timeout_s is not None:
+            timer = asyncio.get_running_loop().call_later(self._timeout_s, self.stop, StopReason.TIMED_OUT)
+        stopper = asyncio.create_task(self._stop_child(child))
+        try:
+            job = {
+                "task_name": self._function.name,
+                "task_id": self._task_id,
+                "attempt": self._attempt,
+                "worker_id": self._worker_id,
+                "args": args,
+                "kwargs": kwargs,
+            }
+            return await child.run(job, self._on_report)
+        finally:
+            if timer is not None:
+                timer.cancel()
+            stopper.cancel()
+            with suppress(asyncio.CancelledError):
+                await stopper
+            pool.give_back(child)
+
+    async def _stop_child(self, child: Child) -> None:
+        await self._stopping.wait()
+        self._on_step("asked to stop")
+        await child.ask()
+        await asyncio.sleep(self._stop_s)
+        self._on_step("SIGTERM")
+        await child.end(self._stop_s)
+
+    def _on_step(self, step: str) -> None:
+        self._on_report({"kind": "log", "level": "warning", "message": f"{step}: {self.stop_reason}", "fields": {}})
+
+
+class LoopHost:
+    """What async functions of this worker share."""
+
+    def __init__(self, blobs: BlobStore, inputs: Inputs) -> None:
+        self.blobs = blobs
+        self.inputs = inputs
+
+
+class _LoopContextHost:
+    """The context's host on the worker's own loop."""
+
+    def __init__(self, execution: Execution, on_report: OnReport) -> None:
+        self._execution = execution
+        self._on_report = on_report
+
+    def progress(self, update: ProgressUpdate) -> None:
+        self._on_report(
+            {"kind": "progress", "done": update.done, "total": update.total, "unit": update.unit, "message": update.message}
+        )
+
+    def log(self, level: str, message: str, fields: dict[str, Any]) -> None:
+        self._on_report({"kind": "log", "level": level, "message": message, "fields": plain(fields)})
+
+    def cancelled(self) -> bool:
+        return self._execution.stop_reason is not None

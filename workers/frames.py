@@ -1,0 +1,56 @@
+"""Messages between a worker and its child processes: a four-byte length, then one JSON object. Never pickle."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from typing import Any
+
+import orjson
+
+FRAME_MAX_BYTES = 32 * 1024 * 1024
+_LENGTH = struct.Struct("!I")
+
+
+class FrameError(ConnectionError):
+    """The other side closed the channel, or sent what is no frame."""
+
+
+def pack(message: dict[str, Any]) -> bytes:
+    """One message as bytes."""
+    payload = orjson.dumps(message)
+    return _LENGTH.pack(len(payload)) + payload
+
+
+def _length(header: bytes) -> int:
+    (length,) = _LENGTH.unpack(header)
+    if length > FRAME_MAX_BYTES:
+        raise FrameError(f"a frame of {length} bytes is over the limit of {FRAME_MAX_BYTES}")
+    return int(length)
+
+
+async def read_frame(reader: asyncio.StreamReader) -> dict[str, Any]:
+    """The next message. Raises :class:`FrameError` when the channel ends."""
+    try:
+        payload = await reader.readexactly(_length(await reader.readexactly(_LENGTH.size)))
+    except (asyncio.IncompleteReadError, OSError) as error:
+        raise FrameError("the channel was closed") from error
+    found: dict[str, Any] = orjson.loads(payload)
+    return found
+
+
+def receive_frame(channel: socket.socket) -> dict[str, Any]:
+    """The next message, blocking. Raises :class:`FrameError` when the channel ends."""
+    found: dict[str, Any] = orjson.loads(_receive(channel, _length(_receive(channel, _LENGTH.size))))
+    return found
+
+
+def _receive(channel: socket.socket, count: int) -> bytes:
+    parts = bytearray()
+    while len(parts) < count:
+        chunk = channel.recv(min(count - len(parts), 1 << 20))
+        if not chunk:
+            raise FrameError("the channel was closed")
+        parts += chunk
+    return bytes(parts)

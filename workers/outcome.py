@@ -1,0 +1,78 @@
+"""How one execution of a task's function ended, before anybody decided what follows from it."""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import dataclass
+from enum import StrEnum
+
+from eventq.events.catalogue import ErrorInfo
+from eventq.events.errors import FetchRefused, InvalidInput, NotFound
+from eventq.events.limits import ERROR_MESSAGE_MAX_CHARS, TRACEBACK_MAX_CHARS
+
+
+class StopReason(StrEnum):
+    """Why an attempt was stopped from outside. The first reason given is the one that counts."""
+
+    CANCELLED = "cancelled"
+    TIMED_OUT = "timed_out"
+    INTERRUPTED = "interrupted"
+    LEASE_LOST = "lease_lost"
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """The function returned; ``result`` is its value as JSON."""
+
+    result: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Raised:
+    """The function raised, its process died, or its value is no JSON. ``retryable``: whether trying again
+    could help.
+    """
+
+    error: ErrorInfo
+    retryable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """The attempt was stopped from outside and has ended."""
+
+    reason: StopReason
+
+
+Outcome = Returned | Raised | Stopped
+
+_HOPELESS = (InvalidInput, NotFound, FetchRefused)
+
+
+def raised(error: BaseException) -> Raised:
+    """The outcome of an exception. Bad arguments and missing inputs are as bad at the next attempt: not
+    retryable.
+    """
+    return Raised(describe_error(error), retryable=not isinstance(error, _HOPELESS))
+
+
+def describe_error(error: BaseException) -> ErrorInfo:
+    """The error as data, cut to its limits. Survives exceptions whose ``__str__`` raises."""
+    try:
+        message = str(error)
+    except Exception as broken:
+        message = f"(its text cannot be had: {type(broken).__name__})"
+    try:
+        text = "".join(traceback.format_exception(error, limit=-20))
+    except Exception:
+        text = ""
+    return ErrorInfo(
+        type=type(error).__name__[:200],
+        message=_clean(message)[:ERROR_MESSAGE_MAX_CHARS],
+        traceback=_clean(text)[-TRACEBACK_MAX_CHARS:] or None,
+    )
+
+
+def _clean(text: str) -> str:
+    """Text that JSON and UTF-8 can carry: lone surrogates and NUL replaced."""
+    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
