@@ -1,0 +1,1 @@
+"""The events room: rules, envelope, log, readers, bootstrap."""
