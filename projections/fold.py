@@ -1,0 +1,365 @@
+"""From events to rows: a pure function of what is known and what comes next. No I/O, no clock, no order that can vary.
+
+A batch is folded from the states before it, and gives the rows to write and the states after it. Where one batch ends and
+the next begins changes nothing in the tables: the tests hold every split of every history to that. So a task that is
+submitted, run and completed within one batch is one inserted row, and the same task spread over three batches is
+an inserted row and two updates, with the same row in the end.
+
+The fold is also where damage shows. Every event says its version and the id of the event before it; an event that does not
+continue what is known raises :class:`LogDamaged` and nothing of its batch is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import orjson
+
+from eventq.events.catalogue import (
+    TYPE_OF,
+    Cancelled,
+    Completed,
+    ErrorInfo,
+    EventData,
+    Failed,
+    Queued,
+    Retrying,
+    Started,
+    Submitted,
+    TaskDeclaration,
+    TimedOut,
+    WorkerRegistered,
+    WorkerStopped,
+)
+from eventq.events.envelope import Event, Stored
+from eventq.events.errors import LogDamaged
+from eventq.events.report import Progress, Report
+from eventq.events.task import ABSENT, Status, Task, evolve
+from eventq.events.worker import NO_WORKER, Worker, evolve_worker
+
+Row = tuple[Any, ...]
+Action = Literal["insert", "update", "upsert"]
+
+EVENT_COLUMNS = (
+    "position", "aggregate", "aggregate_id", "version", "type", "time", "attempt", "source", "event_id", "previous",
+    "causation_id", "correlation_id", "traceparent", "schema", "data",
+)  # fmt: skip
+
+TASK_FIXED = (
+    "task_id", "created_at", "created_position", "scheduled_at", "args", "kwargs", "input", "original_task_id", "origin",
+    "requested_by", "task_name", "pool", "queue", "priority", "max_retries", "timeout_s",
+)  # fmt: skip
+"""Columns that the ``submitted`` event settles for good."""
+
+TASK_MOVING = (
+    "status", "reason", "version", "attempt", "failures", "losses", "ready", "worker_id", "cancel_requested_by",
+    "cancel_reason", "due_at", "event_id", "started_at", "updated_at", "position",
+)  # fmt: skip
+"""Columns that any event may change."""
+
+TASK_OUTCOME = ("result", "output", "error", "completed_at", "duration_s")
+"""Columns that only the end of an attempt changes: written then, so that states in memory need not hold results."""
+
+TASK_COLUMNS = TASK_FIXED + TASK_MOVING + TASK_OUTCOME
+
+ATTEMPT_BEGIN = ("task_id", "attempt", "worker_id", "hostname", "device", "started_at", "position")
+ATTEMPT_END = ("ended_at", "outcome", "error")
+
+WORKER_COLUMNS = (
+    "worker_id", "status", "version", "event_id", "hostname", "pid", "pool", "queues", "capacity", "devices",
+    "registered_at", "stopped_at", "stop_reason", "position",
+)  # fmt: skip
+WORKER_STOP = ("worker_id", "status", "version", "event_id", "stopped_at", "stop_reason", "position")
+
+DECLARATION_COLUMNS = ("name", "declaration", "worker_id", "declared_at", "position")
+PROGRESS_COLUMNS = ("task_id", "attempt", "done", "total", "unit", "message", "time", "position")
+LOG_COLUMNS = ("position", "task_id", "attempt", "time", "level", "message", "fields")
+
+NO_OUTCOME: Row = (None,) * len(TASK_OUTCOME)
+NOT_ENDED: Row = (None,) * len(ATTEMPT_END)
+
+
+@dataclass(frozen=True, slots=True)
+class TaskState:
+    """What the fold must know of a task to go on: its state, and when its newest attempt started (naive UTC)."""
+
+    task: Task
+    started_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """Rows for one table, to be inserted, replaced by primary key, or updated where ``key`` matches."""
+
+    table: str
+    action: Action
+    columns: tuple[str, ...]
+    rows: Sequence[Row]
+    key: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class TaskWork:
+    """A task while a batch goes over it. ``fixed``: set where the batch holds its ``submitted`` event."""
+
+    task: Task
+    started_at: datetime | None
+    fixed: Row | None = None
+    outcome: Row | None = None
+    updated_at: datetime | None = None
+    position: int = 0
+
+
+@dataclass(slots=True)
+class Folded:
+    """What a batch comes to: rows to write, and the states after it."""
+
+    events: list[Row] = field(default_factory=list[Row])
+    begun: dict[tuple[str, int], Row] = field(default_factory=dict[tuple[str, int], Row])
+    ended: dict[tuple[str, int], Row] = field(default_factory=dict[tuple[str, int], Row])
+    registered: dict[str, Row] = field(default_factory=dict[str, Row])
+    stopped: dict[str, Row] = field(default_factory=dict[str, Row])
+    declarations: dict[str, Row] = field(default_factory=dict[str, Row])
+    workers: dict[str, Worker] = field(default_factory=dict[str, Worker])
+    tasks: dict[str, TaskWork] = field(default_factory=dict[str, TaskWork])
+
+    def task_states(self) -> dict[str, TaskState]:
+        """The state after the batch of each task that it touched."""
+        return {task_id: TaskState(work.task, work.started_at) for task_id, work in self.tasks.items()}
+
+    def versions(self) -> dict[str, int]:
+        """The version after the batch of each task that it touched."""
+        return {task_id: work.task.version for task_id, work in self.tasks.items()}
+
+    def writes(self) -> list[Write]:
+        """All rows of the batch. Their order does not matter: no row is written twice."""
+        begun, ended = self.begun, self.ended
+        created: list[Row] = []
+        moved: list[Row] = []
+        outcomes: list[Row] = []
+        for task_id, work in self.tasks.items():
+            if work.fixed is not None:
+                created.append(work.fixed + _moving(work) + (work.outcome or NO_OUTCOME))
+                continue
+            moved.append((task_id, *_moving(work)))
+            if work.outcome is not None:
+                outcomes.append((task_id, *work.outcome))
+        attempts = [row + ended.get(key, NOT_ENDED) for key, row in begun.items()]
+        attempt_ends = [key + row for key, row in ended.items() if key not in begun]
+        stops = [row for worker_id, row in self.stopped.items() if worker_id not in self.registered]
+        writes = (
+            Write("events", "insert", EVENT_COLUMNS, self.events),
+            Write("tasks", "insert", TASK_COLUMNS, created),
+            Write("tasks", "update", ("task_id", *TASK_MOVING), moved, ("task_id",)),
+            Write("tasks", "update", ("task_id", *TASK_OUTCOME), outcomes, ("task_id",)),
+            Write("attempts", "insert", ATTEMPT_BEGIN + ATTEMPT_END, attempts),
+            Write("attempts", "update", ("task_id", "attempt", *ATTEMPT_END), attempt_ends, ("task_id", "attempt")),
+            Write("workers", "upsert", WORKER_COLUMNS, list(self.registered.values())),
+            Write("workers", "update", WORKER_STOP, stops, ("worker_id",)),
+            Write("task_declarations", "upsert", DECLARATION_COLUMNS, list(self.declarations.values())),
+        )
+        return [write for write in writes if write.rows]
+
+
+def fold(batch: Iterable[Stored], tasks: Mapping[str, TaskState], workers: Mapping[str, Worker]) -> Folded:
+    """Fold ``batch`` onto the states before it. Neither argument is changed.
+
+    ``tasks`` and ``workers`` must hold every aggregate whose first event in the batch is not its version 1. Raises
+    :class:`LogDamaged` where an event does not continue its aggregate's history.
+    """
+    folded = Folded()
+    for position, event in ((stored.position, stored.event) for stored in batch):
+        at = naive(event.time)
+        if event.aggregate == "tasks":
+            _fold_task(folded, tasks, position, event, at)
+        else:
+            _fold_worker(folded, workers, position, event, at)
+        folded.events.append(_event_row(position, event, at))
+    return folded
+
+
+def check_contiguous(after: int, positions: Iterable[int]) -> None:
+    """Raise :class:`LogDamaged` where ``positions`` do not go on from ``after`` one by one.
+
+    Nothing is ever deleted from EVENTS, so a position that does not exist is an event that the broker lost; if it took
+    all that a task had in the gap, no other check would see it.
+    """
+    expected = after
+    for position in positions:
+        expected += 1
+        if position != expected:
+            raise LogDamaged(
+                f"positions {expected} to {position - 1} of the log do not exist: their events were lost",
+                position=expected,
+                found=position,
+            )
+
+
+def _fold_task(folded: Folded, known: Mapping[str, TaskState], position: int, event: Event, at: datetime) -> None:
+    task_id, data = event.aggregate_id, event.data
+    work = folded.tasks.get(task_id)
+    if work is None:
+        state = known.get(task_id)
+        work = TaskWork(ABSENT, None) if state is None else TaskWork(state.task, state.started_at)
+        folded.tasks[task_id] = work
+    before = work.task
+    if event.version != before.version + 1 or event.previous != before.event_id:
+        raise _broken_link(position, event, before.version, before.event_id)
+    after = evolve(before, event.id, event.time, data)
+    if event.attempt != after.attempt:
+        raise LogDamaged(
+            f"position {position}: event {event.subject} says attempt {event.attempt}, its history makes it {after.attempt}",
+            position=position,
+            event_id=event.id,
+        )
+    work.task, work.updated_at, work.position = after, at, position
+    if isinstance(data, Submitted):
+        work.fixed = _fixed(task_id, data, at, position)
+    elif isinstance(data, Started):
+        work.started_at = at
+        key = (task_id, after.attempt)
+        folded.begun[key] = (*key, data.worker_id, data.hostname, data.device, at, position)
+    elif before.status is Status.RUNNING and after.status is not Status.RUNNING:
+        folded.ended[(task_id, after.attempt)] = (at, _outcome_word(data), _error(data))
+    if after.finished or isinstance(data, Retrying):
+        work.outcome = _outcome(data, at if after.finished else None)
+
+
+def _fold_worker(folded: Folded, known: Mapping[str, Worker], position: int, event: Event, at: datetime) -> None:
+    worker_id, data = event.aggregate_id, event.data
+    before = folded.workers.get(worker_id) or known.get(worker_id, NO_WORKER)
+    if event.version != before.version + 1 or event.previous != before.event_id:
+        raise _broken_link(position, event, before.version, before.event_id)
+    after = folded.workers[worker_id] = evolve_worker(before, event.id, data)
+    head = (worker_id, after.status.value, after.version, event.id)
+    if isinstance(data, WorkerRegistered):
+        folded.registered[worker_id] = (
+            *head, data.hostname, data.pid, data.pool, to_json(data.queues), data.capacity, to_json(data.devices),
+            at, None, None, position,
+        )  # fmt: skip
+        for declared in data.tasks:
+            folded.declarations[declared.name] = _declaration(declared, worker_id, at, position)
+    elif isinstance(data, WorkerStopped):
+        folded.stopped[worker_id] = (*head, at, data.reason, position)
+        if (row := folded.registered.get(worker_id)) is not None:
+            folded.registered[worker_id] = (*head, *row[4:11], at, data.reason, position)
+
+
+def _declaration(declared: TaskDeclaration, worker_id: str, at: datetime, position: int) -> Row:
+    return (declared.name, declared.model_dump_json(), worker_id, at, position)
+
+
+def _broken_link(position: int, event: Event, version: int, event_id: str | None) -> LogDamaged:
+    return LogDamaged(
+        f"position {position}: event {event.subject} is version {event.version} and follows {event.previous}, but what is "
+        f"known of {event.aggregate_id} ends with version {version}, event {event_id}: events were lost, changed or rewound",
+        position=position,
+        event_id=event.id,
+        aggregate_id=event.aggregate_id,
+        expected=version + 1,
+        found=event.version,
+    )
+
+
+def _event_row(position: int, event: Event, at: datetime) -> Row:
+    data, trace = event.data, event.trace
+    return (
+        position, event.aggregate, event.aggregate_id, event.version, event.type, at, event.attempt,
+        event.source, event.id, event.previous, trace.causation_id, trace.correlation_id, trace.traceparent,
+        TYPE_OF[type(data)].schema, data.model_dump_json(),
+    )  # fmt: skip
+
+
+def _fixed(task_id: str, data: Submitted, at: datetime, position: int) -> Row:
+    scheduled_at = None if data.scheduled_at is None else naive(data.scheduled_at)
+    return (
+        task_id, at, position, scheduled_at, to_json(data.args), to_json(data.kwargs), _model_json(data.input),
+        data.original_task_id, data.origin, data.requested_by,
+        data.task_name, data.pool, data.queue, data.priority, data.max_retries, data.timeout_s,
+    )  # fmt: skip
+
+
+def _moving(work: TaskWork) -> Row:
+    task = work.task
+    return (
+        task.status.value, task.reason, task.version, task.attempt, task.failures, task.losses, task.ready, task.worker_id,
+        task.cancel_requested_by, task.cancel_reason, None if task.due_at is None else naive(task.due_at), task.event_id,
+        work.started_at, work.updated_at, work.position,
+    )  # fmt: skip
+
+
+def _outcome(data: EventData, completed_at: datetime | None) -> Row:
+    if isinstance(data, Completed):
+        result = None if data.output is not None else to_json(data.result)
+        return (result, _model_json(data.output), None, completed_at, data.duration_s)
+    return (None, None, _error(data), completed_at, None)
+
+
+def _outcome_word(data: EventData) -> str:
+    """What an attempt ended with, in one word of the ``attempts`` table."""
+    match data:
+        case Completed():
+            return "completed"
+        case Failed():
+            return "worker_lost" if data.reason == "poison" else "failed"
+        case Retrying():
+            return "timed_out" if data.reason == "execution_timeout" else "failed"
+        case TimedOut():
+            return "timed_out"
+        case Queued():
+            return data.reason
+        case Cancelled():
+            return "cancelled"
+        case _:
+            return TYPE_OF[type(data)].name
+
+
+def _error(data: EventData) -> str | None:
+    if isinstance(data, Failed | Retrying):
+        return data.error.model_dump_json()
+    if isinstance(data, TimedOut):
+        return ErrorInfo(type="ExecutionTimeout", message=f"stopped after {data.after_s:g} s").model_dump_json()
+    return None
+
+
+@dataclass(slots=True)
+class FoldedReports:
+    """What a batch of PROGRESS comes to. Only the newest line of the highest attempt is kept of a task's progress, so a
+    worker that lost its attempt and still talks is not shown; whether the attempt is the task's current one is asked when
+    it is read, because PROGRESS and EVENTS have no order between them."""
+
+    progress: dict[str, Row] = field(default_factory=dict[str, Row])
+    logs: list[Row] = field(default_factory=list[Row])
+
+
+def fold_reports(batch: Iterable[tuple[int, Report]]) -> FoldedReports:
+    """Fold (position, line) pairs in order of position."""
+    folded = FoldedReports()
+    for position, report in batch:
+        data, at = report.data, naive(report.time)
+        if isinstance(data, Progress):
+            kept = folded.progress.get(report.task_id)
+            if kept is None or report.attempt >= kept[1]:
+                folded.progress[report.task_id] = (
+                    report.task_id, report.attempt, data.done, data.total, data.unit, data.message, at, position,
+                )  # fmt: skip
+        else:
+            folded.logs.append((position, report.task_id, report.attempt, at, data.level, data.message, to_json(data.fields)))
+    return folded
+
+
+def naive(at: datetime) -> datetime:
+    """An aware time as the tables hold it: UTC without saying so."""
+    return (at if at.tzinfo is UTC else at.astimezone(UTC)).replace(tzinfo=None)
+
+
+def to_json(value: Any) -> str:
+    """``value`` as JSON text."""
+    return orjson.dumps(value).decode()
+
+
+def _model_json(model: EventData | None) -> str | None:
+    return None if model is None else model.model_dump_json()

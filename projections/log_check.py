@@ -1,0 +1,92 @@
+"""Is the log still the one that was folded? Asked at boot and whenever the connection or the consumer was lost.
+
+A broker can come back without its newest events, from an old copy, or with a new stream of the same name, and hand out
+positions a second time. A checkpoint by position alone would fold on, or wait for ever. So the checkpoint also holds the
+stream's creation time and the id of the event at its position, and all three must agree with the log.
+"""
+
+from __future__ import annotations
+
+import nats.errors
+from nats.js.errors import APIError, NotFoundError
+
+from eventq.events.broker import Broker, StreamFacts
+from eventq.events.envelope import decode
+from eventq.events.errors import LogDamaged, LogUnavailable
+from eventq.events.subjects import EVENTS, PROGRESS
+from eventq.projections.applier import Checkpoint
+
+
+async def first_checkpoint(broker: Broker, stream: str) -> Checkpoint:
+    """Where a file that holds nothing begins: before the first message of ``stream``."""
+    facts = await _facts(broker, stream)
+    return Checkpoint(0, None, facts.created)
+
+
+async def check_events(broker: Broker, checkpoint: Checkpoint) -> None:
+    """Raise :class:`LogDamaged` unless EVENTS continues what ``checkpoint`` was taken of.
+
+    Raises ``LogUnavailable`` where the broker does not answer: nothing is known then.
+    """
+    facts = await _facts(broker, EVENTS)
+    position = checkpoint.position
+    if facts.created != checkpoint.stream_created:
+        raise LogDamaged(
+            f"stream {EVENTS} was created at {facts.created.isoformat()}, the projection was folded from one created at "
+            f"{checkpoint.stream_created.isoformat()}: it was deleted and made anew",
+            position=position,
+        )
+    if facts.last < position:
+        raise LogDamaged(
+            f"the log ends at position {facts.last}, the projection has applied {position}: the log was rewound",
+            position=position,
+            found=facts.last,
+        )
+    if facts.messages and facts.first > position + 1:
+        raise LogDamaged(
+            f"the log begins at position {facts.first}, the projection goes on from {position + 1}: events between are gone",
+            position=position + 1,
+            found=facts.first,
+        )
+    if position > 0:
+        await _check_event_at(broker, checkpoint)
+
+
+async def check_progress(broker: Broker, checkpoint: Checkpoint) -> Checkpoint:
+    """Where to go on in PROGRESS: at ``checkpoint``, or from the start of a stream that was made anew, or from the end of
+    one that was rewound. Progress is no history: losing lines of it is survived, not refused."""
+    facts = await _facts(broker, PROGRESS)
+    if facts.created != checkpoint.stream_created:
+        return Checkpoint(0, None, facts.created)
+    if facts.last < checkpoint.position:
+        return Checkpoint(facts.last, None, facts.created)
+    return checkpoint
+
+
+async def _facts(broker: Broker, stream: str) -> StreamFacts:
+    try:
+        facts = await broker.stream_facts(stream)
+    except (nats.errors.Error, APIError, TimeoutError) as error:
+        raise LogUnavailable(f"the broker does not say what it has of {stream}: {error!r}") from error
+    if facts is None:
+        raise LogDamaged(f"stream {stream} does not exist: it was deleted, or this is another broker", stream=stream)
+    return facts
+
+
+async def _check_event_at(broker: Broker, checkpoint: Checkpoint) -> None:
+    position = checkpoint.position
+    try:
+        message = await broker.js.get_msg(EVENTS, seq=position)
+    except NotFoundError:
+        raise LogDamaged(f"the event at position {position}, once applied, is gone", position=position) from None
+    except (nats.errors.Error, APIError, TimeoutError) as error:
+        raise LogUnavailable(f"the broker does not answer what stands at position {position}: {error!r}") from error
+    assert message.subject is not None
+    found = decode(message.data or b"", message.subject).id
+    if found != checkpoint.event_id:
+        raise LogDamaged(
+            f"position {position} holds event {found}, the projection applied event {checkpoint.event_id} there: "
+            "the log was rewound and written again",
+            position=position,
+            event_id=found,
+        )

@@ -1,0 +1,141 @@
+-- The tables of the projection. All of them are derived from the streams EVENTS and PROGRESS and nothing else: drop the
+-- file, replay, and the same rows stand here again. Times are UTC. Bump SCHEMA_VERSION in store.py with every change:
+-- a file of another version is set aside and rebuilt, never migrated.
+--
+-- Keys: only tables that are looked up or replaced row by row have one. `events`, `attempts` and `task_logs` grow in the
+-- order of their positions, and task ids are made in the order of time, so the min/max that DuckDB keeps of each
+-- row group find a task's rows in one or two groups; an index would cost every insert to save nothing.
+
+CREATE TABLE meta (
+    schema_version INTEGER NOT NULL
+);
+
+-- How far each stream is applied. Written in the same transaction as the rows.
+CREATE TABLE checkpoint (
+    stream VARCHAR PRIMARY KEY,             -- EVENTS or PROGRESS
+    position BIGINT NOT NULL,               -- last applied stream sequence, 0: none
+    event_id VARCHAR,                       -- the id of the message at that position
+    stream_created TIMESTAMP NOT NULL       -- creation time of the stream: another time is another stream
+);
+
+-- The newest state of each task. One row per task; from EVENTS alone.
+CREATE TABLE tasks (
+    task_id VARCHAR PRIMARY KEY,
+    task_name VARCHAR NOT NULL,
+    status VARCHAR NOT NULL,
+    reason VARCHAR,
+    pool VARCHAR NOT NULL,
+    queue VARCHAR NOT NULL,
+    priority INTEGER NOT NULL,
+    version INTEGER NOT NULL,               -- how many events the task has; the number in its ETag
+    attempt INTEGER NOT NULL,               -- attempts started so far
+    failures INTEGER NOT NULL,              -- of these, failed or timed out
+    losses INTEGER NOT NULL,                -- of these, ended by the loss of their worker
+    ready INTEGER NOT NULL,                 -- version of the event that last made the task ready, 0: none yet
+    max_retries INTEGER NOT NULL,
+    timeout_s DOUBLE,
+    worker_id VARCHAR,                      -- who runs it, or ran its last attempt
+    cancel_requested_by VARCHAR,
+    cancel_reason VARCHAR,
+    created_at TIMESTAMP NOT NULL,
+    scheduled_at TIMESTAMP,                 -- as asked for at submission
+    due_at TIMESTAMP,                       -- when a scheduled or retrying task will be made ready
+    started_at TIMESTAMP,                   -- of the newest attempt
+    completed_at TIMESTAMP,                 -- when it reached a final status, whichever
+    updated_at TIMESTAMP NOT NULL,          -- time of its newest event
+    duration_s DOUBLE,                      -- of the attempt that completed it
+    created_position BIGINT NOT NULL,
+    position BIGINT NOT NULL,               -- of its newest event
+    event_id VARCHAR NOT NULL,              -- of its newest event
+    args JSON NOT NULL,
+    kwargs JSON NOT NULL,
+    input JSON,                             -- blob reference that stands for args and kwargs
+    result JSON,
+    output JSON,                            -- blob reference that stands for result
+    error JSON,                             -- of the newest attempt that failed; none once completed
+    original_task_id VARCHAR,
+    origin VARCHAR,                         -- retry or replay
+    requested_by VARCHAR
+);
+
+-- Every execution of every task.
+CREATE TABLE attempts (
+    task_id VARCHAR NOT NULL,
+    attempt INTEGER NOT NULL,               -- 1, 2, 3, ...
+    worker_id VARCHAR NOT NULL,
+    hostname VARCHAR NOT NULL,
+    device VARCHAR NOT NULL,
+    started_at TIMESTAMP NOT NULL,
+    position BIGINT NOT NULL,               -- of its `started` event
+    ended_at TIMESTAMP,
+    outcome VARCHAR,                        -- completed failed timed_out cancelled interrupted worker_lost; none: running
+    error JSON
+);
+
+-- The log itself, for timelines, time travel and SQL.
+CREATE TABLE events (
+    position BIGINT NOT NULL,
+    aggregate VARCHAR NOT NULL,             -- tasks or workers
+    aggregate_id VARCHAR NOT NULL,
+    version INTEGER NOT NULL,
+    type VARCHAR NOT NULL,
+    time TIMESTAMP NOT NULL,                -- the writer's clock
+    attempt INTEGER NOT NULL,
+    source VARCHAR NOT NULL,
+    event_id VARCHAR NOT NULL,
+    previous VARCHAR,                       -- id of the aggregate's event before this one
+    causation_id VARCHAR,
+    correlation_id VARCHAR,
+    traceparent VARCHAR,
+    schema INTEGER NOT NULL,                -- of `data` as it stands here, that is after upcasting
+    data JSON NOT NULL
+);
+
+CREATE TABLE workers (
+    worker_id VARCHAR PRIMARY KEY,
+    status VARCHAR NOT NULL,                -- ACTIVE or STOPPED; whether its process lives is a question to presence
+    version INTEGER NOT NULL,
+    event_id VARCHAR NOT NULL,
+    hostname VARCHAR NOT NULL,
+    pid INTEGER NOT NULL,
+    pool VARCHAR NOT NULL,
+    queues JSON NOT NULL,
+    capacity INTEGER NOT NULL,
+    devices JSON NOT NULL,
+    registered_at TIMESTAMP NOT NULL,
+    stopped_at TIMESTAMP,
+    stop_reason VARCHAR,
+    position BIGINT NOT NULL
+);
+
+-- What workers say they can run: the newest declaration of each task name.
+CREATE TABLE task_declarations (
+    name VARCHAR PRIMARY KEY,
+    declaration JSON NOT NULL,
+    worker_id VARCHAR NOT NULL,
+    declared_at TIMESTAMP NOT NULL,
+    position BIGINT NOT NULL
+);
+
+-- From PROGRESS: the newest line of the highest attempt that reported. The stream keeps only the newest thousand lines
+-- of each task, and has no order with EVENTS, so this table and the next are left out of `verify`.
+CREATE TABLE task_progress (
+    task_id VARCHAR PRIMARY KEY,
+    attempt INTEGER NOT NULL,
+    done DOUBLE NOT NULL,
+    total DOUBLE,
+    unit VARCHAR,
+    message VARCHAR,
+    time TIMESTAMP NOT NULL,
+    position BIGINT NOT NULL                -- in PROGRESS
+);
+
+CREATE TABLE task_logs (
+    position BIGINT NOT NULL,               -- in PROGRESS
+    task_id VARCHAR NOT NULL,
+    attempt INTEGER NOT NULL,
+    time TIMESTAMP NOT NULL,
+    level VARCHAR NOT NULL,
+    message VARCHAR NOT NULL,
+    fields JSON NOT NULL
+);
