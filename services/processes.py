@@ -1,0 +1,161 @@
+"""The composition roots: each function wires one process from the settings and runs it until it is told to stop.
+
+Only here are things put together; everything else receives what it needs. SIGTERM and SIGINT ask a process to stop; it
+then finishes or hands back what it holds and answers its exit code.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+import structlog
+from aiohttp import web
+
+from eventq.events.bootstrap import BrokerConfig, bootstrap
+from eventq.events.broker import Broker
+from eventq.events.ids import new_id
+from eventq.events.log import EventLog
+from eventq.services.child import announce_ready
+from eventq.services.promoter import Promoter
+from eventq.services.reconciler import Reconciler
+from eventq.services.settings import Settings
+
+log = structlog.get_logger("eventq.processes")
+
+
+def broker_config(settings: Settings) -> BrokerConfig:
+    """What bootstrap needs of the settings."""
+    return BrokerConfig(
+        monitor_urls=settings.nats_monitor_url,
+        accept_lazy_sync=settings.accept_lazy_sync,
+        replicas=settings.replicas,
+        events_max_bytes=settings.stream_max_bytes,
+    )
+
+
+@asynccontextmanager
+async def open_log(settings: Settings, role: str) -> AsyncGenerator[EventLog]:
+    """A connection to a broker that has been checked and made ready, and the log on it."""
+    async with await Broker.connect(settings.nats_url, name=f"eventq {role} {socket.gethostname()}:{os.getpid()}") as broker:
+        await bootstrap(broker, broker_config(settings))
+        event_log = await EventLog.open(broker, lease_s=settings.lease_s)
+        try:
+            yield event_log
+        finally:
+            await event_log.close()
+
+
+def stop_on_signals() -> asyncio.Event:
+    """An event that SIGTERM and SIGINT set."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    return stop
+
+
+async def run_until(stop: asyncio.Event, *duties: asyncio.Task[None]) -> None:
+    """Wait for ``stop``; a duty that ends before it raises what it ended with. All are cancelled at the end."""
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        done, _ = await asyncio.wait([stopping, *duties], return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in (stopping, *duties):
+            task.cancel()
+        await asyncio.gather(stopping, *duties, return_exceptions=True)
+
+
+async def run_api(settings: Settings) -> int:
+    """The HTTP API with the projector that feeds it. Ready once it listens; reads wait until the projection caught up."""
+    from eventq.events.blobs import BlobStore
+    from eventq.projections.projector import Projector
+    from eventq.projections.queries import Queries
+    from eventq.projections.store import Store
+    from eventq.services.api import Api
+    from eventq.services.app import create_app
+    from eventq.services.arguments import Declarations
+    from eventq.services.http_guard import GuardedRunner
+
+    stop = stop_on_signals()
+    store = Store.open(settings.data_dir / "projection")
+    try:
+        async with open_log(settings, "api") as event_log:
+            projector = Projector(store, event_log.broker)
+            queries = Queries(store)
+            api = Api(
+                log=event_log,
+                projector=projector,
+                queries=queries,
+                freshness=projector.freshness,
+                blobs=BlobStore.open(settings.blobs),
+                declarations=Declarations(queries.declarations),
+                version=version("eventq"),
+                allowed_hosts=frozenset(settings.allowed_hosts),
+            )
+            projecting = asyncio.create_task(projector.run(), name="projector")
+            runner = GuardedRunner(create_app(api))
+            await runner.setup()
+            try:
+                site = web.TCPSite(runner, settings.api_host, settings.api_port)
+                await site.start()
+                announce_ready()
+                log.info("api.ready", address=str(runner.addresses[0]))
+                await run_until(stop, projecting)
+            finally:
+                await runner.cleanup()
+    finally:
+        store.close()
+    return 0
+
+
+async def run_scheduler(settings: Settings) -> int:
+    """The promoter of due timers and the reconciler. Any number may run beside each other."""
+    stop = stop_on_signals()
+    async with open_log(settings, "scheduler") as event_log:
+        duties = (
+            asyncio.create_task(Promoter(event_log).run(), name="promoter"),
+            asyncio.create_task(Reconciler(event_log, lease_s=settings.lease_s).run(), name="reconciler"),
+        )
+        announce_ready()
+        log.info("scheduler.ready")
+        await run_until(stop, *duties)
+    return 0
+
+
+async def run_worker(settings: Settings) -> int:
+    """A worker of one pool. Stops gracefully; raises where it lost the broker for good, so that it is restarted."""
+    from eventq.workers.config import Isolation, WorkerConfig
+    from eventq.workers.registry import load_modules
+    from eventq.workers.worker import Worker
+
+    stop = stop_on_signals()
+    config = WorkerConfig(
+        worker_id=f"{settings.pool}-{new_id()}",
+        nats_url=settings.nats_url,
+        pool=settings.pool,
+        queues=settings.queues,
+        concurrency=settings.concurrency or os.cpu_count() or 1,
+        lease_s=settings.lease_s,
+        grace_s=settings.grace_s,
+        isolation=Isolation(settings.task_modules, settings.blobs, settings.input_dirs, settings.fetch_allow),
+    )
+    registry = load_modules(settings.task_modules)
+    async with open_log(settings, f"worker {config.worker_id}") as event_log:
+        worker = await Worker.create(config, event_log.broker, event_log, registry)
+        ready = asyncio.Event()
+        running = asyncio.create_task(worker.run(stop, ready))
+        waiting = asyncio.create_task(ready.wait())
+        await asyncio.wait([running, waiting], return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        if ready.is_set():
+            announce_ready()
+        await running
+    return 0

@@ -1,0 +1,184 @@
+"""Finds tasks that the log says are unfinished but that nobody will ever run, and sets them going again.
+
+Work items, timers and leases are hints; the log is the truth. Hints can be lost: a consumer deleted by hand, a purged
+timer, an event published past eventq. So this folds the log to what is unfinished and compares it with what the broker
+still has. What it does is decided by the rules like everything else, so doing it twice, or in two processes at once, or
+wrongly on stale facts, changes nothing.
+
+| status               | lost when                                                                 | then              |
+|----------------------|---------------------------------------------------------------------------|-------------------|
+| PENDING              | its consumer is gone, or has the item behind it and nothing outstanding   | made ready again  |
+| RUNNING              | its worker has not claimed to hold it for three leases                    | attempt ended     |
+| SCHEDULED, RETRYING  | due for longer than the grace time                                        | promoted          |
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import nats.errors
+import orjson
+import structlog
+from nats.js.errors import APIError, NotFoundError
+
+from eventq.events.commands import Command, ExpireLease, PromoteTask, RequeueTask
+from eventq.events.errors import Conflict, LogDamaged, TaskNotFound, Unavailable
+from eventq.events.handle import handle
+from eventq.events.log import EventLog
+from eventq.events.presence import Heartbeat, present
+from eventq.events.reader import Message, Tail
+from eventq.events.subjects import EVENTS, Route, work_consumer
+from eventq.events.task import TERMINAL, Status, Task, from_summary
+
+log = structlog.get_logger("eventq.reconciler")
+
+SOURCE = "reconciler"
+SWEEP_S = 5.0
+GRACE_S = 5.0
+"""How late a hint may be before it counts as lost."""
+
+LEASES_MISSED = 3
+
+
+@dataclass(slots=True)
+class Unfinished:
+    """What is known of one unfinished task. ``ready_position``: where its newest work item stands in the stream;
+    ``since``: monotonic time of its last event, as far as this process saw it happen."""
+
+    state: dict[str, Any]
+    ready_position: int
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerFacts:
+    """How far a work consumer is: positions, and how many items are handed out and not acknowledged."""
+
+    delivered: int
+    acknowledged: int
+    outstanding: int
+
+    def has_lost(self, position: int) -> bool:
+        """Whether it will never hand out the item at ``position`` (again)."""
+        return position <= self.acknowledged or (position <= self.delivered and self.outstanding == 0)
+
+
+class Reconciler:
+    """Run one with :meth:`run` until it is cancelled. Memory grows with the unfinished tasks, not with the log."""
+
+    def __init__(self, event_log: EventLog, *, lease_s: float) -> None:
+        self._log = event_log
+        self._lease_s = lease_s
+        self._unfinished: dict[str, Unfinished] = {}
+        self.repaired = 0
+
+    async def run(self) -> None:
+        """Follow the log and sweep."""
+        async with Tail(self._log.broker, EVENTS, after=0) as tail:
+            swept = time.monotonic()
+            while True:
+                batch = await tail.next(timeout_s=SWEEP_S)
+                for message in batch:
+                    self._note(message)
+                caught_up = not batch or batch[-1].pending == 0
+                if caught_up and time.monotonic() - swept >= SWEEP_S:
+                    await self._sweep_once()
+                    swept = time.monotonic()
+
+    def _note(self, message: Message) -> None:
+        tokens = message.subject.split(".")
+        if tokens[0] != "tasks":
+            return
+        try:
+            state: dict[str, Any] = orjson.loads(message.payload)["state"]
+            finished = Status(state["status"]) in TERMINAL
+        except (KeyError, ValueError, TypeError) as error:
+            raise LogDamaged(f"what is stored under {message.subject} is not an event: {error}") from error
+        if finished:
+            self._unfinished.pop(tokens[1], None)
+            return
+        known = self._unfinished.get(tokens[1])
+        before = known.ready_position if known is not None else 0
+        position = message.position if len(tokens) == 7 else before
+        # An event read from history happened then; this process's patience starts when the broker stored it.
+        age_s = max(0.0, time.time() - message.stored_ns / 1e9)
+        self._unfinished[tokens[1]] = Unfinished(state, position, time.monotonic() - age_s)
+
+    async def _sweep_once(self) -> None:
+        try:
+            repaired = await self.sweep()
+        except (nats.errors.Error, APIError, Unavailable, TimeoutError) as error:
+            log.warning("reconciler.waiting_for_broker", error=repr(error))
+            return
+        if repaired:
+            self.repaired += repaired
+            log.info("reconciler.repaired", tasks=repaired)
+
+    async def sweep(self) -> int:
+        """Look at all that waited too long; answers how many tasks were set going again."""
+        now = time.monotonic()
+        due = [(task_id, u, from_summary(u.state)) for task_id, u in self._unfinished.items() if now - u.since > GRACE_S]
+        if not due:
+            return 0
+        facts = await self._consumer_facts({_route(t) for _, _, t in due if t.status is Status.PENDING})
+        workers = await present(self._log.broker) if any(t.status is Status.RUNNING for _, _, t in due) else {}
+        repaired = 0
+        for task_id, unfinished, task in due:
+            command = self._remedy(task_id, unfinished, task, facts, workers)
+            if command is not None:
+                repaired += await self._apply(task_id, command)
+        return repaired
+
+    def _remedy(
+        self,
+        task_id: str,
+        unfinished: Unfinished,
+        task: Task,
+        facts: dict[Route, ConsumerFacts | None],
+        workers: dict[str, Heartbeat],
+    ) -> Command | None:
+        match task.status:
+            case Status.PENDING:
+                consumer = facts[_route(task)]
+                lost = consumer is None or consumer.has_lost(unfinished.ready_position)
+                return RequeueTask(task.version) if lost else None
+            case Status.RUNNING:
+                holder = workers.get(task.worker_id or "")
+                held = holder is not None and task_id in holder.running
+                patience_s = LEASES_MISSED * self._lease_s + GRACE_S
+                silent = time.monotonic() - unfinished.since > patience_s
+                return ExpireLease(task.attempt) if silent and not held else None
+            case Status.SCHEDULED | Status.RETRYING:
+                now = datetime.now(UTC)
+                overdue = task.due_at is not None and task.due_at + timedelta(seconds=GRACE_S) < now
+                return PromoteTask(task.version, now) if overdue else None
+            case _:
+                return None
+
+    async def _apply(self, task_id: str, command: Command) -> bool:
+        try:
+            handled = await handle(self._log, task_id, command, source=SOURCE)
+        except (Conflict, TaskNotFound):
+            return False  # it moved on while we looked
+        return handled.event is not None
+
+    async def _consumer_facts(self, routes: Iterable[Route]) -> dict[Route, ConsumerFacts | None]:
+        return {route: await self._facts_of(route) for route in routes}
+
+    async def _facts_of(self, route: Route) -> ConsumerFacts | None:
+        try:
+            info = await self._log.broker.js.consumer_info(EVENTS, work_consumer(route))
+        except NotFoundError:
+            await self._log.routes.create(route)
+            return None
+        assert info.delivered is not None
+        assert info.ack_floor is not None
+        return ConsumerFacts(info.delivered.stream_seq, info.ack_floor.stream_seq, info.num_ack_pending or 0)
+
+
+def _route(task: Task) -> Route:
+    return Route(task.pool, task.queue, task.priority)
