@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Self
 
-import nats
+import nats.errors
 import structlog
 from nats.aio.client import Client as NatsClient
 from nats.js import JetStreamContext
-from nats.js.errors import NotFoundError
+from nats.js.errors import APIError, NotFoundError
 
 from eventq.events.errors import BrokerUnfit, LogUnavailable
 
@@ -107,7 +107,7 @@ class Broker:
         message = await self.nc.request(subject, json.dumps(body).encode(), timeout=timeout_s)
         reply: dict[str, Any] = json.loads(message.data)
         if "error" in reply:
-            nats.js.errors.APIError.from_error(reply["error"])
+            raise APIError.from_error(reply["error"])
         return reply
 
     def check_version(self) -> None:

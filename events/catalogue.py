@@ -175,7 +175,7 @@ class EventType:
     name: str
     model: type[EventData]
     schema: int = 1
-    upcasters: dict[int, Upcaster] = field(default_factory=dict)
+    upcasters: dict[int, Upcaster] = field(default_factory=dict[int, Upcaster])
 
 
 _TYPES = (

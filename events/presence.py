@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 import nats.errors
 import orjson
@@ -57,6 +58,7 @@ async def present(broker: Broker) -> dict[str, Heartbeat]:
         except APIError:
             continue  # lapsed between the two reads
         if value:  # an expiry marker has none
-            raw = orjson.loads(value)
-            found[key] = Heartbeat(**{**raw, "at": datetime.fromisoformat(raw["at"]).astimezone(UTC)})
+            raw: dict[str, Any] = orjson.loads(value)
+            raw["at"] = datetime.fromisoformat(raw["at"]).astimezone(UTC)
+            found[key] = Heartbeat(**raw)
     return found

@@ -34,7 +34,7 @@ class LogLine:
 
     message: str
     level: str = "info"
-    fields: dict[str, Any] = field(default_factory=dict)
+    fields: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True, slots=True)

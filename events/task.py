@@ -351,7 +351,7 @@ def summary(task: Task) -> dict[str, Any]:
 
 def from_summary(state: dict[str, Any]) -> Task:
     """The inverse of :func:`summary`."""
-    known = {**state, "status": Status(state.get("status", Status.ABSENT))}
+    known: dict[str, Any] = {**state, "status": Status(state.get("status", Status.ABSENT))}
     if isinstance(due_at := known.get("due_at"), str):
         known["due_at"] = datetime.fromisoformat(due_at)
     return Task(**known)

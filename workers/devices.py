@@ -23,7 +23,7 @@ class Device:
 
     label: str
     name: str
-    environment: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict[str, str])
 
 
 CPU = Device(label="cpu", name="cpu")

@@ -31,7 +31,8 @@ class LeaseKeeper:
     """Started with the worker, stopped last. ``hold`` and ``release`` are called from the worker's loop.
 
     ``on_lapse`` is called, in this thread, when renewing was impossible for a whole lease (the broker was away, or this
-    process stood still): the worker must then look whether its attempts are still its own.
+    process stood still), or when the thread itself ended with ``failure``: the worker must then look whether its attempts
+    are still its own, or end.
     """
 
     def __init__(
@@ -45,15 +46,15 @@ class LeaseKeeper:
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._started = threading.Event()
-        self._failure: BaseException | None = None
+        self.failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="lease-keeper", daemon=True)
 
     def start(self) -> None:
         """Connect and begin; raises what connecting raised."""
         self._thread.start()
         self._started.wait()
-        if self._failure is not None:
-            raise self._failure
+        if self.failure is not None:
+            raise self.failure
 
     def stop(self) -> None:
         """Withdraw the worker's presence and end the thread. Leases still held lapse by themselves."""
@@ -74,8 +75,9 @@ class LeaseKeeper:
         try:
             asyncio.run(self._keep())
         except BaseException as error:
-            self._failure = error
+            self.failure = error
             self._started.set()
+            self._on_lapse()
 
     async def _keep(self) -> None:
         heartbeat = self._describe()

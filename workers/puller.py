@@ -180,7 +180,7 @@ class Puller:
                 request.missing -= 1
                 if request.missing == 0:
                     request.answered.set()
-        elif (route := _answering(message)) in self._asked:
+        elif (route := _answering(message)) is not None and route in self._asked:
             self._asked[route].answered.set()  # with what is still missing: the route has no more
 
     async def _on_park(self, message: Msg) -> None:

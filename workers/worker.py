@@ -133,9 +133,9 @@ class Worker:
                 raise EventqError("the worker lost its connection to the broker for good")
             await self._drain()
         finally:
-            for task in [stopping, *background]:
+            for task in (stopping, *background):
                 task.cancel()
-            await asyncio.gather(*background, stopping, return_exceptions=True)
+            await asyncio.wait([stopping, *background])
 
     def _deliver(self, delivery: Delivery) -> None:
         """A work item came: hold its lease and begin. Called only while there is a free slot."""
@@ -179,6 +179,8 @@ class Worker:
         while True:
             await self._lapsed.wait()
             self._lapsed.clear()
+            if self._keeper.failure is not None:
+                raise self._keeper.failure
             for attempt in list(self._attempts.values()):
                 with suppress(Unavailable):
                     if not attempt.is_current(await read_task(self._log, attempt.task_id, fresh=True)):
