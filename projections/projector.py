@@ -27,6 +27,7 @@ from eventq.projections.applier import Applier
 from eventq.projections.freshness import Freshness
 from eventq.projections.inflow import Inflow
 from eventq.projections.log_check import check_events, check_progress, first_checkpoint
+from eventq.projections.queries import version_of
 from eventq.projections.store import ProjectionDamaged, Rebuild, Store
 
 log = structlog.get_logger("eventq.projector")
@@ -42,6 +43,7 @@ class Projector:
         self.store = store
         self.broker = broker
         self.freshness = freshness or Freshness()
+        self.freshness.lookup = self._version_of
         self.halted: Damaged | None = None
         """Why the projector stopped folding; ``None`` while it runs. Reads go on from the last good state."""
         self.started_over = 0
@@ -146,6 +148,9 @@ class Projector:
         log.warning("progress.replaced", position=progress.position)
         await self.in_writer(lambda: applier.begin(PROGRESS, progress))
         return True
+
+    async def _version_of(self, task_id: str) -> int:
+        return await asyncio.to_thread(version_of, self.store, task_id)
 
     def _halt(self, error: Damaged) -> None:
         log.error("projector.halted", code=error.code, reason=error.detail, **error.fields)

@@ -23,7 +23,6 @@ import threading
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Self
@@ -72,6 +71,11 @@ class Difference:
     position: int
     in_projection: bool
     in_log: bool
+
+    def __str__(self) -> str:
+        what = "differs from" if self.in_projection and self.in_log else "is missing from" if self.in_log else "is not in"
+        side = "the projection" if self.in_log and not self.in_projection else "the fold of the log"
+        return f"{self.table}: {self.key} (position {self.position}) {what} {side}"
 
 
 class ProjectionBusy(Unavailable):
@@ -493,8 +497,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def as_aware(at: datetime | None) -> datetime | None:
-    """A time from the tables, which are UTC, as an aware datetime."""
-    return None if at is None else at.replace(tzinfo=UTC)

@@ -1,0 +1,286 @@
+"""Typed reads of the projection, off the event loop. Every read sees one moment and says which: ``as_of``.
+
+Reads run in a few threads, each with a cursor of its own. All that one read answers comes out of one DuckDB transaction:
+rows, totals and position belong together, whatever the projector commits meanwhile. How fresh that moment must be is not
+asked here but before, of :mod:`eventq.projections.freshness`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
+from datetime import UTC, datetime
+from importlib.resources import files
+from typing import Any, TypeVar
+
+import orjson
+
+from eventq.events.catalogue import TaskDeclaration, read_data
+from eventq.events.envelope import Event, Stored, Trace
+from eventq.events.errors import InvalidInput
+from eventq.projections.fold import fold, naive
+from eventq.projections.rows import (
+    AttemptRow,
+    EventRow,
+    LogRow,
+    ProgressRow,
+    QueueRow,
+    TaskFilter,
+    TaskPage,
+    TaskRow,
+    Timeline,
+    WorkerRow,
+    task_row,
+    values_of,
+)
+from eventq.projections.store import Snapshot, Store
+
+__all__ = [
+    "AttemptRow",
+    "EventRow",
+    "LogRow",
+    "ProgressRow",
+    "Queries",
+    "QueueRow",
+    "TaskFilter",
+    "TaskPage",
+    "TaskRow",
+    "Timeline",
+    "WorkerRow",
+]
+
+THREADS = 4
+PAGE_MAX = 1_000
+OFFSET_MAX = 10_000_000
+EVENTS_OF_TASK_MAX = 10_000
+LOGS_OF_TASK_MAX = 1_000
+WORKERS_MAX = 1_000
+
+SORTABLE = frozenset(
+    {
+        "created_at", "started_at", "completed_at", "updated_at", "scheduled_at", "due_at", "priority", "status",
+        "task_name", "queue", "pool", "worker_id", "version", "position",
+    }
+)  # fmt: skip
+"""What a list may be sorted by. Ties are broken by task id, so that pages neither skip nor repeat."""
+
+_CONDITIONS = {
+    "statuses": "status IN (SELECT unnest($statuses))",
+    "priority": "priority = $priority",
+    "queue": "queue = $queue",
+    "pool": "pool = $pool",
+    "task_name": "task_name = $task_name",
+    "worker_id": "worker_id = $worker_id",
+    "created_after": "created_at >= $created_after",
+    "created_before": "created_at < $created_before",
+}
+
+T = TypeVar("T")
+
+
+def _named_statements() -> dict[str, str]:
+    text = files("eventq.projections").joinpath("queries.sql").read_text()
+    parts = re.split(r"^-- name: (\w+)$", text, flags=re.MULTILINE)[1:]
+    return dict(zip(parts[::2], (part.strip().rstrip(";") for part in parts[1::2]), strict=True))
+
+
+_SQL = _named_statements()
+
+
+def _names(row_type: type[Any]) -> frozenset[str]:
+    return frozenset(f.name for f in fields(row_type))
+
+
+_EVENT, _LOG, _ATTEMPT = _names(EventRow), _names(LogRow), _names(AttemptRow)
+_WORKER, _QUEUE, _PROGRESS = _names(WorkerRow), _names(QueueRow), _names(ProgressRow)
+
+
+class Queries:
+    """Reads of one store. ``close`` ends its threads."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._threads = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="query")
+
+    def close(self) -> None:
+        """End the threads; reads in progress finish first."""
+        self._threads.shutdown()
+
+    async def get_task(self, task_id: str) -> TaskRow | None:
+        """The task, ``None`` where the projection has none of that id."""
+        return await self._read(lambda snapshot: _get_task(snapshot, task_id))
+
+    async def get_task_as_of(
+        self, task_id: str, *, position: int | None = None, time: datetime | None = None
+    ) -> TaskRow | None:
+        """The task as it was at ``position`` or ``time`` (aware), folded from its events with the rules that are used
+        today; ``None`` where it did not exist. Without progress, which has no history."""
+        return await self._read(lambda snapshot: _get_task_as_of(snapshot, task_id, position, time))
+
+    async def list_tasks(
+        self,
+        wanted: TaskFilter = TaskFilter(),  # noqa: B008  # immutable
+        *,
+        sort_by: str = "created_at",
+        descending: bool = True,
+        limit: int = 50,
+        offset: int = 0,
+    ) -> TaskPage:
+        """One page of the tasks that match. Raises ``InvalidInput`` for a sort field or page that is not allowed."""
+        if sort_by not in SORTABLE:
+            raise InvalidInput("sort_by", f"must be one of {', '.join(sorted(SORTABLE))}", found=sort_by[:80])
+        if not 0 <= limit <= PAGE_MAX:
+            raise InvalidInput("limit", f"must be between 0 and {PAGE_MAX}", limit=PAGE_MAX, found=limit)
+        if not 0 <= offset <= OFFSET_MAX:
+            raise InvalidInput("offset", f"must be between 0 and {OFFSET_MAX}", limit=OFFSET_MAX, found=offset)
+        direction = "DESC" if descending else "ASC"
+        order = f"{sort_by} {direction} NULLS LAST, task_id {direction}"
+        return await self._read(lambda snapshot: _list_tasks(snapshot, wanted, order, limit, offset))
+
+    async def timeline(self, task_id: str) -> Timeline:
+        """A task's events, attempts and newest log lines, each oldest first."""
+        return await self._read(lambda snapshot: _timeline(snapshot, task_id))
+
+    async def attempts(self, task_id: str) -> list[AttemptRow]:
+        """A task's executions, oldest first."""
+        return await self._read(lambda snapshot: _attempts(snapshot, _life(snapshot, task_id)))
+
+    async def declarations(self) -> dict[str, TaskDeclaration]:
+        """What workers declared last of each task name."""
+        rows = await self._read(lambda snapshot: snapshot.rows(_SQL["declarations"]))
+        return {name: TaskDeclaration.model_validate_json(declaration) for name, declaration in rows}
+
+    async def workers(self) -> list[WorkerRow]:
+        """Workers that ever registered, newest first, at most a thousand."""
+        records = await self._read(lambda snapshot: snapshot.records(_SQL["workers"], {"limit": WORKERS_MAX}))
+        return [WorkerRow(**values_of(record, _WORKER)) for record in records]
+
+    async def counts(self) -> dict[tuple[str, str, str], int]:
+        """How many tasks there are by (pool, queue, status)."""
+        rows = await self._read(lambda snapshot: snapshot.rows(_SQL["counts"]))
+        return {(pool, queue, status): count for pool, queue, status, count in rows}
+
+    async def queues(self) -> list[QueueRow]:
+        """Queues that hold unfinished tasks, and how long the oldest of them has been ready."""
+        records = await self._read(lambda snapshot: snapshot.records(_SQL["queues"]))
+        return [QueueRow(**values_of(record, _QUEUE)) for record in records]
+
+    async def position(self) -> int:
+        """The position in EVENTS up to which the tables are the fold of the log."""
+        return await self._read(lambda snapshot: snapshot.position)
+
+    async def version_of(self, task_id: str) -> int:
+        """The task's version in the tables, 0 where there is none."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, version_of, self._store, task_id)
+
+    async def _read(self, question: Callable[[Snapshot], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._ask, question)
+
+    def _ask(self, question: Callable[[Snapshot], T]) -> T:
+        with self._store.read() as snapshot:
+            return question(snapshot)
+
+
+def version_of(store: Store, task_id: str) -> int:
+    """The task's version in the tables, 0 where there is none. Blocks: for a thread."""
+    with store.read() as snapshot:
+        rows = snapshot.rows(_SQL["version_of"], {"task_id": task_id})
+    return int(rows[0][0]) if rows else 0
+
+
+def _get_task(snapshot: Snapshot, task_id: str) -> TaskRow | None:
+    records = snapshot.records(_SQL["get_task"], {"task_id": task_id})
+    return _with_progress(snapshot, records)[0] if records else None
+
+
+def _list_tasks(snapshot: Snapshot, wanted: TaskFilter, order: str, limit: int, offset: int) -> TaskPage:
+    conditions, parameters = _conditions(wanted)
+    total = snapshot.rows(f"SELECT count(*) FROM tasks{conditions}", parameters)[0][0]
+    records = snapshot.records(
+        f"SELECT * FROM tasks{conditions} ORDER BY {order} LIMIT $limit OFFSET $offset",
+        parameters | {"limit": limit, "offset": offset},
+    )
+    return TaskPage(total, _with_progress(snapshot, records), snapshot.position)
+
+
+def _conditions(wanted: TaskFilter) -> tuple[str, dict[str, Any]]:
+    parameters: dict[str, Any] = {}
+    for name in _CONDITIONS:
+        value = getattr(wanted, name)
+        if value is None or value == ():
+            continue
+        if isinstance(value, tuple):
+            value = [status.value for status in wanted.statuses]
+        parameters[name] = naive(value) if isinstance(value, datetime) else value
+    where = " AND ".join(_CONDITIONS[name] for name in parameters)
+    return (f" WHERE {where}" if where else ""), parameters
+
+
+def _with_progress(snapshot: Snapshot, records: list[dict[str, Any]]) -> list[TaskRow]:
+    """Rows with their progress, where it is of the task's current attempt: a stale worker's is not the task's."""
+    found = snapshot.records(_SQL["progress_of"], {"task_ids": [record["task_id"] for record in records]})
+    by_attempt = {(row["task_id"], row["attempt"]): ProgressRow(**values_of(row, _PROGRESS)) for row in found}
+    as_of = snapshot.position
+    return [task_row(record, as_of, by_attempt.get((record["task_id"], record["attempt"]))) for record in records]
+
+
+def _life(snapshot: Snapshot, task_id: str) -> dict[str, Any]:
+    """The task's id and the positions of its first and last event: an empty range where there is no such task."""
+    records = snapshot.records(_SQL["get_task"], {"task_id": task_id})
+    first, last = (records[0]["created_position"], records[0]["position"]) if records else (1, 0)
+    return {"task_id": task_id, "first": first, "last": last}
+
+
+def _event_records(snapshot: Snapshot, life: dict[str, Any]) -> list[dict[str, Any]]:
+    return snapshot.records(_SQL["events_of"], life | {"limit": EVENTS_OF_TASK_MAX})
+
+
+def _attempts(snapshot: Snapshot, life: dict[str, Any]) -> list[AttemptRow]:
+    return [AttemptRow(**values_of(record, _ATTEMPT)) for record in snapshot.records(_SQL["attempts_of"], life)]
+
+
+def _timeline(snapshot: Snapshot, task_id: str) -> Timeline:
+    life = _life(snapshot, task_id)
+    logs = snapshot.records(_SQL["newest_logs_of"], {"task_id": task_id, "limit": LOGS_OF_TASK_MAX})
+    return Timeline(
+        events=[EventRow(**values_of(record, _EVENT)) for record in _event_records(snapshot, life)],
+        attempts=_attempts(snapshot, life),
+        logs=[LogRow(**values_of(record, _LOG)) for record in reversed(logs)],
+        as_of=snapshot.position,
+    )
+
+
+def _get_task_as_of(snapshot: Snapshot, task_id: str, position: int | None, time: datetime | None) -> TaskRow | None:
+    past: list[Stored] = []
+    for record in _event_records(snapshot, _life(snapshot, task_id)):
+        stored = _stored(record)
+        if (position is not None and stored.position > position) or (time is not None and stored.event.time > time):
+            break
+        past.append(stored)
+    if not past:
+        return None
+    created = next(write for write in fold(past, {}, {}).writes() if write.table == "tasks")
+    record = dict(zip(created.columns, created.rows[0], strict=True))
+    return task_row(record, past[-1].position if position is None else position)
+
+
+def _stored(record: dict[str, Any]) -> Stored:
+    event = Event(
+        id=record["event_id"],
+        source=record["source"],
+        aggregate="tasks",
+        aggregate_id=record["aggregate_id"],
+        type=record["type"],
+        schema=record["schema"],
+        time=record["time"].replace(tzinfo=UTC),
+        version=record["version"],
+        previous=record["previous"],
+        attempt=record["attempt"],
+        trace=Trace(record["causation_id"], record["correlation_id"], record["traceparent"]),
+        state={},
+        data=read_data("tasks", record["type"], record["schema"], orjson.loads(record["data"])),
+    )
+    return Stored(record["position"], event)

@@ -1,0 +1,53 @@
+-- The fixed reads, each after a line that names it. `list_tasks` is completed in queries.py from allow-listed parts.
+
+-- name: get_task
+SELECT * FROM tasks WHERE task_id = $task_id;
+
+-- name: progress_of
+SELECT * FROM task_progress WHERE task_id IN (SELECT unnest($task_ids));
+
+-- name: version_of
+SELECT version FROM tasks WHERE task_id = $task_id;
+
+-- name: events_of
+-- The range of positions lets DuckDB skip all row groups outside the task's life.
+SELECT position, aggregate_id, version, type, time, attempt, source, event_id, previous,
+       causation_id, correlation_id, traceparent, schema, data
+FROM events
+WHERE position BETWEEN $first AND $last AND aggregate = 'tasks' AND aggregate_id = $task_id
+ORDER BY version
+LIMIT $limit;
+
+-- name: attempts_of
+SELECT * FROM attempts
+WHERE position BETWEEN $first AND $last AND task_id = $task_id
+ORDER BY attempt;
+
+-- name: newest_logs_of
+SELECT * FROM task_logs WHERE task_id = $task_id ORDER BY position DESC LIMIT $limit;
+
+-- name: declarations
+SELECT name, declaration FROM task_declarations ORDER BY name;
+
+-- name: workers
+SELECT workers.*, coalesce(busy.running, 0) AS running
+FROM workers
+LEFT JOIN (
+    SELECT worker_id, count(*) AS running FROM tasks WHERE status = 'RUNNING' GROUP BY worker_id
+) AS busy ON busy.worker_id = workers.worker_id
+ORDER BY registered_at DESC, workers.worker_id
+LIMIT $limit;
+
+-- name: counts
+SELECT pool, queue, status, count(*) FROM tasks GROUP BY ALL;
+
+-- name: queues
+SELECT pool, queue,
+       count(*) FILTER (status = 'PENDING') AS pending,
+       count(*) FILTER (status = 'RUNNING') AS running,
+       count(*) FILTER (status IN ('SCHEDULED', 'RETRYING')) AS waiting,
+       min(updated_at) FILTER (status = 'PENDING') AS oldest_pending_at
+FROM tasks
+WHERE status IN ('PENDING', 'RUNNING', 'SCHEDULED', 'RETRYING')
+GROUP BY pool, queue
+ORDER BY pool, queue;
