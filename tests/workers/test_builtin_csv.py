@@ -37,7 +37,8 @@ def context(tmp_path: Path, host: RecordingHost) -> Context:
 
 
 def column(result: dict[str, Any], name: str) -> dict[str, Any]:
-    (found,) = [column for column in result["columns"] if column["name"] == name]
+    columns: list[dict[str, Any]] = result["columns"]
+    (found,) = [column for column in columns if column["name"] == name]
     return found
 
 
