@@ -159,7 +159,7 @@ def decode(payload: bytes, subject: str) -> Event:
     """
     tokens = subject.split(".")
     try:
-        raw = orjson.loads(payload)
+        raw = _fields(payload)
         data = read_data(tokens[0], raw["type"], raw["schema"], raw["data"])
         event = Event(
             id=raw["id"],
@@ -168,7 +168,7 @@ def decode(payload: bytes, subject: str) -> Event:
             aggregate_id=tokens[1],
             type=raw["type"],
             schema=raw["schema"],
-            time=datetime.fromisoformat(raw["time"]).astimezone(UTC),
+            time=_utc(raw["time"]),
             version=raw["version"],
             previous=raw["previous"],
             attempt=raw["attempt"],
@@ -177,8 +177,42 @@ def decode(payload: bytes, subject: str) -> Event:
             data=data,
             route=Route(tokens[4], tokens[5], int(tokens[6])) if len(tokens) == 7 else None,
         )
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, ValidationError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError, ValidationError) as error:
         raise LogDamaged(f"what is stored under {subject} is not an event: {error}", subject=subject) from error
     if event.subject != subject or raw["subject"] != f"{event.aggregate}.{event.aggregate_id}":
         raise LogDamaged(f"the event stored under {subject} says it is {event.subject}", subject=subject)
     return event
+
+
+_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "id": str,
+    "source": str,
+    "type": str,
+    "subject": str,
+    "time": str,
+    "schema": int,
+    "version": int,
+    "previous": (str, type(None)),
+    "attempt": int,
+    "causation_id": (str, type(None)),
+    "correlation_id": (str, type(None)),
+    "traceparent": (str, type(None)),
+    "state": dict,
+    "data": dict,
+}
+
+
+def _fields(payload: bytes) -> dict[str, Any]:
+    """The fields of an event, each present and of its type; raises ``KeyError``, ``TypeError`` or ``ValueError``."""
+    raw: dict[str, Any] = orjson.loads(payload)
+    for name, kind in _FIELDS.items():
+        if not isinstance(raw[name], kind):
+            raise TypeError(f"{name} is {raw[name]!r}")
+    return raw
+
+
+def _utc(text: str) -> datetime:
+    at = datetime.fromisoformat(text)
+    if at.tzinfo is None:
+        raise ValueError(f"time {text!r} has no zone")
+    return at.astimezone(UTC)
