@@ -244,7 +244,10 @@ def _fold_worker(folded: Folded, known: Mapping[str, Worker], position: int, eve
             folded.declarations[declared.name] = _declaration(declared, worker_id, at, position)
     elif isinstance(data, WorkerStopped):
         folded.stopped[worker_id] = (*head, at, data.reason, position)
-        if (row := folded.registered.get(worker_id)) is not None:
+        row = folded.registered.get(worker_id)
+        if row is None and before is NO_WORKER:
+            row = (*head, "", 0, "", "[]", 0, "[]", at)  # it never registered: no writer of ours does that, and yet it is one
+        if row is not None:
             folded.registered[worker_id] = (*head, *row[4:11], at, data.reason, position)
 
 

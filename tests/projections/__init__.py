@@ -1,0 +1,1 @@
+"""The projection: folding, storing, following, rebuilding, reading."""
