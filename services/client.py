@@ -18,6 +18,7 @@ import random
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
 from datetime import datetime
+from io import BytesIO
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -174,7 +175,7 @@ class Client:
         self, source: bytes | Path | AsyncIterable[bytes], *, media_type: str = "application/octet-stream"
     ) -> Json:
         """Store a file. The answer is a reference that tasks take as input."""
-        data = _chunks(source) if isinstance(source, Path) else source
+        data = _chunks(source) if isinstance(source, Path) else BytesIO(source) if isinstance(source, bytes) else source
         headers = {"Content-Type": media_type}
         return await self._json("POST", "/blobs", data=data, headers=headers, timeout_s=None)
 
@@ -259,10 +260,10 @@ async def _error(response: ClientResponse) -> EventqError:
         body: Json = await response.json()
         code, detail = str(body.pop("code")), str(body.pop("detail"))
     except (ValueError, KeyError, AttributeError):
-        return Unavailable(f"{response.url} answered {response.status} without saying why", status=response.status)
+        return Unavailable(f"{response.url} answered {response.status} without saying why", http_status=response.status)
     kind = _by_code().get(code)
     error = ApiError.__new__(ApiError) if kind is None else kind.__new__(kind)
-    EventqError.__init__(error, detail, **body, status=response.status, code=code)
+    EventqError.__init__(error, detail, **{**body, "http_status": response.status, "code": code})
     return error
 
 

@@ -48,7 +48,8 @@ def bound(**names: Any) -> Generator[None]:
 def _renderers(as_json: bool) -> list[Any]:
     if as_json:
         return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(serializer=_dumps)]
-    return [structlog.dev.ConsoleRenderer()]
+    # Not the default formatter: it shows local variables, and with them payloads.
+    return [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
 
 
 def _dumps(line: Any, **_: Any) -> str:

@@ -39,6 +39,7 @@ class Metrics:
         )
         self.workers = Gauge("eventq_workers", "Workers whose heartbeat is alive.", registry=self.registry)
         self.applied = Gauge("eventq_projection_position", "Position applied by this replica.", registry=self.registry)
+        self.healthy = Gauge("eventq_projection_healthy", "1, or 0 while the projection has halted.", registry=self.registry)
         self.lag = Gauge("eventq_projection_lag_events", "Events not applied yet by this replica.", registry=self.registry)
 
     def exposition(self) -> bytes:

@@ -57,6 +57,7 @@ class HttpRoute:
     media_type: str | None
     upload: str | None
     body: type[BaseModel] | None
+    body_required: bool
     query: type[BaseModel] | None
     params: type[BaseModel] | None
     answer: type[BaseModel] | None
@@ -74,7 +75,7 @@ class HttpRoute:
         if self.query is not None:
             arguments["query"] = _validated_texts(self.query, _query_texts(request, self.query))
         if self.body is not None:
-            arguments["body"] = _validated_body(self.body, await read_json(request, request.app[LIMITS]))
+            arguments["body"] = await self._read_body(self.body, request)
         result = await self.handler(request, **arguments)
         if isinstance(result, web.StreamResponse):
             return result
@@ -85,6 +86,11 @@ class HttpRoute:
             content_type="application/json",
             headers=reply.headers,
         )
+
+    async def _read_body(self, model: type[BaseModel], request: web.Request) -> BaseModel | None:
+        if not self.body_required and not request.can_read_body:
+            return None
+        return _validated_body(model, await read_json(request, request.app[LIMITS]))
 
 
 class HttpRoutes:
@@ -128,7 +134,8 @@ class HttpRoutes:
                 also=also or {},
                 media_type=media_type,
                 upload=upload,
-                body=hints.get("body"),
+                body=_first_model(hints.get("body")),
+                body_required=type(None) not in get_args(hints.get("body")),
                 query=hints.get("query"),
                 params=hints.get("path"),
                 answer=_answer_model(hints["return"]),
@@ -146,6 +153,11 @@ class HttpRoutes:
             app.router.add_route(route.method, route.path, route.respond, name=route.name)
             if route.method == "GET":
                 app.router.add_route("HEAD", route.path, route.respond)
+
+
+def _first_model(hint: Any) -> type[BaseModel] | None:
+    """``Model`` of ``Model`` and of ``Model | None``, which declares a body that may be left out."""
+    return next((kind for kind in (hint, *get_args(hint)) if inspect.isclass(kind) and issubclass(kind, BaseModel)), None)
 
 
 def _answer_model(returned: Any) -> type[BaseModel] | None:

@@ -89,7 +89,7 @@ def _operation(route: HttpRoute, schemas: Schemas, definitions: dict[str, Any]) 
         operation["parameters"] = parameters
     if route.body is not None:
         content = {"application/json": {"schema": schemas[route.body, "validation"]}}
-        operation["requestBody"] = {"required": True, "content": content}
+        operation["requestBody"] = {"required": route.body_required, "content": content}
     elif route.upload is not None:
         operation["requestBody"] = {"required": True, "content": {route.upload: {"schema": {}}}}
     return operation

@@ -69,9 +69,7 @@ TaskId = Annotated[str, _checked(check_id, "task_id")]
 TaskName = Annotated[str, _checked(check_task_name, "task_name")]
 QueueName = Annotated[str, _checked(check_name, "queue_name")]
 Priority = Annotated[int, Field(ge=PRIORITY_MIN, le=PRIORITY_MAX)]
-StatusName = Literal[
-    "SCHEDULED", "BLOCKED", "PENDING", "RUNNING", "RETRYING", "PAUSED", "COMPLETED", "FAILED", "TIMED_OUT", "CANCELLED"
-]
+StatusName = Literal["SCHEDULED", "PENDING", "RUNNING", "RETRYING", "COMPLETED", "FAILED", "TIMED_OUT", "CANCELLED"]
 
 
 class SubmitRequest(Closed):
@@ -197,6 +195,7 @@ class TaskAnswer(Answer):
     started_at: datetime | None
     completed_at: datetime | None
     due_at: datetime | None
+    updated_at: datetime
     attempt: int
     retry_count: int
     max_retries: int
@@ -212,7 +211,7 @@ class TaskAnswer(Answer):
     original_task_id: str | None
     origin: str | None
     version: int
-    as_of: int | None
+    as_of: int
     links: Links
 
 
@@ -258,6 +257,19 @@ class TimelineEvent(Answer):
     event_id: str
 
 
+class TimelineAttempt(Answer):
+    """One execution. ``outcome``: null while it runs."""
+
+    attempt: int
+    worker_id: str
+    hostname: str
+    device: str
+    started_at: datetime
+    ended_at: datetime | None
+    outcome: str | None
+    error: ErrorInfo | None
+
+
 class TimelineLog(Answer):
     """One line that the task's code wrote."""
 
@@ -279,6 +291,7 @@ class TimelineAnswer(Answer):
     completed_at: datetime | None
     duration_seconds: float | None
     events: list[TimelineEvent]
+    attempts: list[TimelineAttempt]
     progress: ProgressAnswer | None
     logs: list[TimelineLog]
     version: int
@@ -306,16 +319,52 @@ class CompareAnswer(Answer):
 class HealthAnswer(Answer):
     """``redis`` is the documented name of the broker's check and always equals ``broker``."""
 
-    status: Literal["healthy", "degraded", "unhealthy"]
+    status: str = Field(description="`healthy`, `degraded` (works, but no worker is alive) or `unhealthy`.")
     version: str
     checks: dict[str, str]
+    problems: dict[str, str]
 
 
 class ProbeAnswer(Answer):
     """For load balancers and supervisors."""
 
     status: Literal["ok", "not ready"]
-    problems: list[str] = []
+    problems: list[str] = Field(default_factory=list)
+
+
+class TableAnswer(Answer):
+    """One table of the projection."""
+
+    rows: int
+    sha256: str
+
+
+class DifferenceAnswer(Answer):
+    """The first row of a table that is not what the log says; ``position``: of the event it comes from."""
+
+    table: str
+    key: str
+    position: int
+    in_projection: bool
+    in_log: bool
+
+
+class VerifyAnswer(Answer):
+    """Whether the projection equals the fold of the log up to ``position``."""
+
+    equal: bool
+    position: int
+    seconds: float
+    tables: dict[str, TableAnswer]
+    differences: list[DifferenceAnswer]
+
+
+class RebuildAnswer(Answer):
+    """A rebuilt projection: up to ``position``, from so many messages."""
+
+    position: int
+    messages: int
+    seconds: float
 
 
 class BlobPath(Closed):

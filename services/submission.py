@@ -1,0 +1,125 @@
+"""From a checked request to a stored task: the one way in, whichever API it came through."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import orjson
+
+from eventq.events.catalogue import BlobRef, Submitted, TaskDeclaration
+from eventq.events.commands import SubmitTask
+from eventq.events.envelope import Trace
+from eventq.events.errors import IllegalTransition, InvalidInput, LogDamaged, TaskNotFound
+from eventq.events.handle import handle, read_task
+from eventq.events.ids import new_id
+from eventq.events.limits import INLINE_PAYLOAD_MAX_BYTES, SCHEDULE_AHEAD_MAX_S
+from eventq.events.task import ABSENT, Status, Task
+from eventq.events.timers import set_timer
+from eventq.services.api import SOURCE, Api
+from eventq.services.http_limits import PARSE_INLINE_MAX_BYTES
+
+RETRYABLE = frozenset({Status.FAILED, Status.TIMED_OUT, Status.CANCELLED})
+REPLAYABLE = RETRYABLE | {Status.COMPLETED}
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """What somebody wants run; ``None`` leaves it to the task's declaration. ``scheduled_at``: aware UTC."""
+
+    task_name: str
+    args: list[Any] = field(default_factory=list[Any])
+    kwargs: dict[str, Any] = field(default_factory=dict[str, Any])
+    priority: int | None = None
+    queue: str | None = None
+    max_retries: int | None = None
+    timeout_s: float | None = None
+    scheduled_at: datetime | None = None
+    requested_by: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A stored task. ``created_at``: the time of its first event."""
+
+    task_id: str
+    created_at: datetime
+    submitted: Submitted
+    task: Task
+
+
+async def submit(api: Api, submission: Submission, trace: Trace) -> Accepted:
+    """Check everything, then store the task.
+
+    Raises ``UnknownTask`` or ``InvalidInput`` with nothing stored, ``LogFull`` likewise, ``LogUnavailable`` when unknown.
+    """
+    declaration = await api.declarations.get(submission.task_name)
+    now = datetime.now(UTC)
+    _check_schedule(submission.scheduled_at, now)
+    encoded = orjson.dumps({"args": submission.args, "kwargs": submission.kwargs})
+    if len(encoded) > PARSE_INLINE_MAX_BYTES:
+        await asyncio.to_thread(api.declarations.check, declaration, submission.args, submission.kwargs)
+    else:
+        api.declarations.check(declaration, submission.args, submission.kwargs)
+    stored_input: BlobRef | None = None
+    if len(encoded) > INLINE_PAYLOAD_MAX_BYTES:
+        stored_input = await api.blobs.put_async(encoded, media_type="application/json")
+    return await _store(api, _event(declaration, submission, stored_input), now, trace)
+
+
+async def repeat(api: Api, task_id: str, origin: str, requested_by: str, trace: Trace) -> Accepted:
+    """Store a new task that does again what ``task_id`` did. ``origin``: ``retry`` (not of completed ones) or ``replay``.
+
+    Raises ``TaskNotFound``, or ``IllegalTransition`` where the task's status does not admit it.
+    """
+    task = await read_task(api.log, task_id, fresh=True)
+    if task is ABSENT:
+        raise TaskNotFound(task_id)
+    if task.status not in (RETRYABLE if origin == "retry" else REPLAYABLE):
+        raise IllegalTransition(f"cannot {origin} a task with status {task.status}", status=str(task.status))
+    first = await api.log.at("tasks", task_id, 1)
+    if first is None or not isinstance(first.event.data, Submitted):
+        raise LogDamaged(f"task {task_id} has no first event", task_id=task_id)
+    again = first.event.data.model_copy(
+        update={
+            "scheduled_at": None,
+            "original_task_id": task_id,
+            "origin": origin,
+            "requested_by": requested_by,
+        }
+    )
+    return await _store(api, again, datetime.now(UTC), trace)
+
+
+async def _store(api: Api, submitted: Submitted, now: datetime, trace: Trace) -> Accepted:
+    task_id = new_id()
+    if submitted.scheduled_at is not None:
+        await set_timer(api.log.broker, task_id, 1, submitted.scheduled_at)
+    command = SubmitTask(submitted, now)
+    handled = await handle(api.log, task_id, command, source=SOURCE, trace=trace, task=ABSENT)
+    api.freshness.note_write(task_id, handled.task.version)
+    return Accepted(task_id, now if handled.event is None else handled.event.time, submitted, handled.task)
+
+
+def _event(declaration: TaskDeclaration, wanted: Submission, stored_input: BlobRef | None) -> Submitted:
+    return Submitted(
+        task_name=declaration.name,
+        args=[] if stored_input else wanted.args,
+        kwargs={} if stored_input else wanted.kwargs,
+        input=stored_input,
+        pool=declaration.pool,
+        queue=wanted.queue or declaration.queue,
+        priority=declaration.priority if wanted.priority is None else wanted.priority,
+        max_retries=declaration.max_retries if wanted.max_retries is None else wanted.max_retries,
+        timeout_s=declaration.timeout_s if wanted.timeout_s is None else wanted.timeout_s,
+        scheduled_at=wanted.scheduled_at,
+        requested_by=wanted.requested_by,
+    )
+
+
+def _check_schedule(scheduled_at: datetime | None, now: datetime) -> None:
+    if scheduled_at is not None and scheduled_at - now > timedelta(seconds=SCHEDULE_AHEAD_MAX_S):
+        latest = (now + timedelta(seconds=SCHEDULE_AHEAD_MAX_S)).isoformat(timespec="seconds")
+        raise InvalidInput("/scheduled_at", "is too far ahead", limit=latest, found=scheduled_at.isoformat())

@@ -1,0 +1,103 @@
+"""Arguments against declarations, and how long declarations are believed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from eventq.events.catalogue import TaskDeclaration
+from eventq.events.errors import InvalidInput, UnknownTask
+from eventq.events.retry import RetryPolicy
+from eventq.services.arguments import Declarations
+
+RESIZE = TaskDeclaration(
+    name="resize",
+    pool="cpu",
+    queue="default",
+    priority=5,
+    max_retries=0,
+    timeout_s=None,
+    retry=RetryPolicy(),
+    parameters=["width", "options"],
+    arguments={
+        "type": "object",
+        "properties": {
+            "width": {"type": "integer", "maximum": 100},
+            "options": {"anyOf": [{"$ref": "#/$defs/Options"}, {"type": "null"}]},
+        },
+        "required": ["width"],
+        "additionalProperties": False,
+        "$defs": {"Options": {"type": "object", "properties": {"a/b": {"type": "string"}}}},
+    },
+)
+
+
+class Source:
+    """Counts how often it is asked."""
+
+    def __init__(self, *declarations: TaskDeclaration) -> None:
+        self.known = {declaration.name: declaration for declaration in declarations}
+        self.asked = 0
+
+    async def fetch(self) -> dict[str, TaskDeclaration]:
+        self.asked += 1
+        return dict(self.known)
+
+
+async def test_a_known_declaration_is_not_asked_for_again() -> None:
+    source = Source(RESIZE)
+    declarations = Declarations(source.fetch)
+    for _ in range(3):
+        assert await declarations.get("resize") is RESIZE
+    assert source.asked == 1
+
+
+async def test_an_unknown_name_is_asked_for_at_once_and_hinted() -> None:
+    source = Source(RESIZE)
+    declarations = Declarations(source.fetch)
+    with pytest.raises(UnknownTask) as refused:
+        await declarations.get("resise")
+    assert refused.value.fields["hint"] == "did you mean 'resize'?"
+    source.known["new"] = RESIZE.model_copy(update={"name": "new"})
+    assert (await declarations.get("new")).name == "new"
+
+
+async def test_without_any_worker_the_hint_says_how_to_start_one() -> None:
+    with pytest.raises(UnknownTask) as refused:
+        await Declarations(Source().fetch).get("resize")
+    assert "eventq worker" in str(refused.value.fields["hint"])
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs"), [([5], {}), ([], {"width": 5}), ([5, None], {}), ([5], {"options": {"a/b": "x", "c": 1}})]
+)
+def test_arguments_that_fit_pass(args: list[Any], kwargs: dict[str, Any]) -> None:
+    Declarations(Source().fetch).check(RESIZE, args, kwargs)
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "field"),
+    [
+        ([], {}, "/task_kwargs/width"),
+        ([1, None, 3], {}, "/task_args"),
+        ([1], {"width": 1}, "/task_kwargs/width"),
+        (["1"], {}, "/task_args/0"),
+        ([101], {}, "/task_args/0"),
+        ([1, 2], {}, "/task_args/1"),
+        ([], {"width": 1, "options": 2}, "/task_kwargs/options"),
+        ([1], {"else/where": 1}, "/task_kwargs/else~1where"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused_by_place(args: list[Any], kwargs: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        Declarations(Source().fetch).check(RESIZE, args, kwargs)
+    assert refused.value.field == field
+
+
+def test_a_changed_declaration_is_checked_anew() -> None:
+    declarations = Declarations(Source().fetch)
+    declarations.check(RESIZE, [5], {})
+    changed = RESIZE.model_copy(update={"arguments": {**RESIZE.arguments, "properties": {"width": {"maximum": 3}}}})
+    with pytest.raises(InvalidInput):
+        declarations.check(changed, [5], {})
