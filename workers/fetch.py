@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 import socket
 import tempfile
 import threading
@@ -107,7 +108,7 @@ def check_url(text: str) -> URL:
         raise InvalidInput("url", "must begin with http:// or https://", found=url.scheme[:20])
     if not url.host:
         raise InvalidInput("url", "names no host")
-    if url.user is not None or url.password is not None or "@" in url.raw_authority:
+    if "@" in re.split("[/?#]", text, maxsplit=3)[2]:  # judged by the text: the parser forgets an empty user name
         raise InvalidInput("url", "must not carry a user name or password")
     return url.with_fragment(None)
 
