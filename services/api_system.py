@@ -10,11 +10,11 @@ from aiohttp import web
 from eventq.events.errors import Conflict, LogUnavailable
 from eventq.events.presence import present
 from eventq.projections.rebuild import rebuild_live, verify
+from eventq.services.answers import DifferenceAnswer, HealthAnswer, ProbeAnswer, RebuildAnswer, TableAnswer, VerifyAnswer
 from eventq.services.api import api_of
 from eventq.services.health import UNHEALTHY, all_checks, lag_events, overall, ready_problems
 from eventq.services.metrics import METRICS, METRICS_TYPE, Metrics
 from eventq.services.openapi import HttpRoutes, Reply
-from eventq.services.schemas import DifferenceAnswer, HealthAnswer, ProbeAnswer, RebuildAnswer, TableAnswer, VerifyAnswer
 
 routes = HttpRoutes("system", "/api/v1")
 root_routes = HttpRoutes("system")

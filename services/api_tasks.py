@@ -11,25 +11,27 @@ from eventq.events.errors import ProjectionLagging
 from eventq.events.handle import handle, read_task
 from eventq.events.task import Status, Task
 from eventq.projections.queries import TaskFilter, TaskRow
+from eventq.services.answers import (
+    AgainAnswer,
+    CancelAnswer,
+    CompareAnswer,
+    SubmitAnswer,
+    TaskAnswer,
+    TaskListAnswer,
+    TimelineAnswer,
+)
 from eventq.services.api import SOURCE, Api, api_of, requester, trace_of
 from eventq.services.metrics import METRICS
 from eventq.services.openapi import HttpRoutes, Reply
 from eventq.services.reading import AS_OF_HEADER, fresh_enough, fresh_task, past_task
 from eventq.services.schemas import (
-    AgainAnswer,
-    CancelAnswer,
     CancelRequest,
-    CompareAnswer,
     GetQuery,
     ListQuery,
     ReadQuery,
-    SubmitAnswer,
     SubmitQuery,
     SubmitRequest,
-    TaskAnswer,
-    TaskListAnswer,
     TaskPath,
-    TimelineAnswer,
     TwoTasksPath,
 )
 from eventq.services.submission import Submission, repeat, submit

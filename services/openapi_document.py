@@ -11,8 +11,8 @@ from typing import Any, Literal, cast
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from eventq.services.answers import ErrorAnswer
 from eventq.services.openapi import HttpRoute
-from eventq.services.schemas import ErrorAnswer
 
 Mode = Literal["validation", "serialization"]
 Schemas = dict[tuple[type[BaseModel], Mode], dict[str, Any]]

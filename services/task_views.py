@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from eventq.projections.queries import AttemptRow, EventRow, LogRow, ProgressRow, TaskRow, Timeline
-from eventq.services.schemas import (
+from eventq.services.answers import (
     CompareAnswer,
     Links,
     ProgressAnswer,

@@ -9,7 +9,10 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from eventq.services.schemas import SubmitRequest
 from tests.services.backend import Backend
 
 JSON = {"Content-Type": "application/json"}
@@ -182,3 +185,28 @@ async def test_a_body_in_tiny_chunks_is_read(backend: Backend) -> None:
     async with asyncio.timeout(8):
         assert (await reader.readline()).split()[1] == b"201"
     writer.close()
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**20), 10**20) | st.floats(allow_nan=False) | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+FIELDS = st.sampled_from([*SubmitRequest.model_fields, "", "x"])
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(body=st.dictionaries(FIELDS, VALUES, max_size=6) | VALUES)
+async def test_no_body_whatever_is_a_fault_of_the_server(backend: Backend, body: Any) -> None:
+    raw = json.dumps(body).encode()
+    async with backend.client.post("/api/v1/tasks", data=raw, headers=JSON) as answer:
+        assert answer.status in (201, 400, 413), await answer.text()
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(path=st.text(min_size=1, max_size=30), query=st.dictionaries(st.text(max_size=10), st.text(max_size=10), max_size=3))
+async def test_no_path_or_query_is_a_fault_of_the_server(backend: Backend, path: str, query: dict[str, str]) -> None:
+    encoded = quote(path.encode("utf-8", "replace"), safe="")
+    texts = {name.encode("utf-8", "replace").decode(): text.encode("utf-8", "replace").decode() for name, text in query.items()}
+    async with backend.client.get(f"/api/v1/tasks/{encoded}", params=texts) as answer:
+        assert answer.status in (200, 400, 404), await answer.text()

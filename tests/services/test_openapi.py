@@ -12,11 +12,12 @@ from aiohttp.test_utils import TestClient
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from pydantic import Field
 
+from eventq.services.answers import Answer
 from eventq.services.http_errors import errors_middleware
 from eventq.services.http_limits import HttpLimits
 from eventq.services.openapi import LIMITS, HttpRoutes, Reply
 from eventq.services.openapi_document import openapi_document
-from eventq.services.schemas import Answer, Closed, Utc
+from eventq.services.schemas import Closed, Utc
 from tests.services.http import GuardedTestServer
 
 
