@@ -85,9 +85,7 @@ class EmbeddedBroker:
 
     name = "broker"
 
-    def __init__(
-        self, data_dir: Path, *, sync: Sync = "always", port: int = -1, monitor_port: int = -1
-    ) -> None:
+    def __init__(self, data_dir: Path, *, sync: Sync = "always", port: int = -1, monitor_port: int = -1) -> None:
         self.data_dir = data_dir.resolve()
         self.store_dir = self.data_dir / "nats"
         self.log_file = self.data_dir / "logs" / "broker.log"
@@ -162,9 +160,7 @@ class EmbeddedBroker:
         try:
             ports = await asyncio.wait_for(self._ports(self._process), READY_S)
         except TimeoutError:
-            raise BrokerNotStarted(
-                f"nats-server was not ready within {READY_S:g} s", complaint=self._complaint()
-            ) from None
+            raise BrokerNotStarted(f"nats-server was not ready within {READY_S:g} s", complaint=self._complaint()) from None
         self.url, self.monitor_url = ports["nats"][0], ports["monitoring"][0]
         self._port, self._monitor_port = _port_of(self.url), _port_of(self.monitor_url)
 
@@ -191,6 +187,9 @@ class EmbeddedBroker:
             "jetstream {\n"
             f"  store_dir: {json.dumps(str(self.store_dir), ensure_ascii=False)}\n"
             + ("  sync_interval: always\n" if self._sync == "always" else "")
+            # By default the server promises three quarters of what is free *now*, and a log that grew would no longer
+            # fit its own promise at the next start. The streams have limits of their own.
+            + "  max_mem: 256MB\n  max_file: 16TB\n"
             + "}\n"
         )
         return config

@@ -145,6 +145,11 @@ class Settings(BaseSettings):
     )
     api_host: str = Field("127.0.0.1", min_length=1, description="Address that the API listens on.")
     api_port: int = Field(8000, ge=0, le=65535, description="Port that the API listens on; 0 takes any free one.")
+    api_url: Annotated[str, _check_urls("http", "https")] | None = Field(
+        None,
+        description="Where commands find the API. Default: the `eventq up` of the data directory, else `api_host` and "
+        "`api_port`.",
+    )
     allowed_hosts: Texts = Field(
         ("localhost", "127.0.0.1", "[::1]"),
         description="Values of the Host header that the API answers, without port: a web page elsewhere cannot talk to "

@@ -112,9 +112,7 @@ async def test_a_broken_store_is_an_error_with_the_servers_words(tmp_path: Path)
 
 
 def test_the_broker_dies_with_a_parent_that_was_killed(tmp_path: Path) -> None:
-    holder = subprocess.Popen(
-        [sys.executable, "-P", "-c", HOLD_A_BROKER, str(tmp_path)], stdout=subprocess.PIPE, text=True
-    )
+    holder = subprocess.Popen([sys.executable, "-P", "-c", HOLD_A_BROKER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None
     pid = int(holder.stdout.readline().split()[0])
     assert alive(pid)

@@ -56,9 +56,7 @@ async def eventually(
         await asyncio.sleep(POLL_S)
 
 
-def eventually_sync(
-    condition: Callable[[], T | None], timeout: float = TIMEOUT_S, what: str | None = None
-) -> T:
+def eventually_sync(condition: Callable[[], T | None], timeout: float = TIMEOUT_S, what: str | None = None) -> T:
     """`eventually` for tests without an event loop."""
     deadline = time.monotonic() + timeout
     while True:
