@@ -21,12 +21,13 @@ import asyncio
 import contextlib
 import hashlib
 import io
-from collections.abc import AsyncIterable, AsyncIterator, Generator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
+from urllib.parse import unquote, urlsplit
 
 from eventq.events.blob_files import Buffer, ChunkReader, Spool, force_to_disk
 from eventq.events.blob_keys import check_key, upload_key
@@ -59,28 +60,26 @@ class BlobStore:
     for a key that is none.
     """
 
-    def __init__(self, url: str, options: Mapping[str, str] | None = None) -> None:
+    def __init__(self, url: str) -> None:
         self.url = url
-        self._options = dict(options or {})
-        self._root = Path(url.removeprefix("file://")) if url.startswith("file://") else None
+        self._root = Path(unquote(urlsplit(url).path)) if url.startswith("file://") else None
 
     @classmethod
-    def open(cls, url_or_dir: str | Path, options: Mapping[str, str] | None = None) -> Self:
-        """A store in a directory (made if absent), or at ``s3://bucket/prefix``, ``gs://...``,
-        ``memory:///``.
+    def open(cls, url_or_dir: str | Path) -> Self:
+        """A store in a directory (made if absent; also as a ``file://`` URL), or at ``s3://bucket/prefix``, ``gs://...``.
 
-        ``options``: what the backend needs beyond its environment (``AWS_...``), such as ``{"region": ...}``.
-        Nothing is connected yet: a wrong bucket shows on first use.
+        Remote stores take their credentials, region and endpoint from the environment (``AWS_ACCESS_KEY_ID``,
+        ``AWS_REGION``, ``AWS_ENDPOINT``, ...; ``AWS_ALLOW_HTTP=true`` for an endpoint without TLS). Nothing is connected
+        yet: a wrong bucket shows on first use.
         """
         text = str(url_or_dir)
-        if "://" not in text:
-            root = Path(text).absolute()
-            root.mkdir(parents=True, exist_ok=True)
-            return cls(f"file://{root}", options)
-        return cls(text, options)
+        store = cls(text if "://" in text else Path(text).absolute().as_uri())
+        if store._root is not None:
+            store._root.mkdir(parents=True, exist_ok=True)
+        return store
 
-    def __reduce__(self) -> tuple[type[Self], tuple[str, dict[str, str]]]:
-        return type(self), (self.url, self._options)
+    def __reduce__(self) -> tuple[type[Self], tuple[str]]:
+        return type(self), (self.url,)
 
     def put(
         self,
@@ -218,8 +217,7 @@ class BlobStore:
 
         if self._root is not None:
             return LocalStore(self._root, mkdir=True)
-        options: dict[str, Any] = self._options
-        return from_url(self.url, **options)
+        return from_url(self.url)
 
     def _spool(self, max_bytes: int) -> Spool:
         return Spool(max_bytes, self._root)

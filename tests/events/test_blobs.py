@@ -122,6 +122,14 @@ def test_an_absent_blob_is_not_found(store: BlobStore) -> None:
         list(store.stream(key))
 
 
+def test_a_directory_may_be_given_as_a_url_and_have_any_name(tmp_path: Path) -> None:
+    directory = tmp_path / "with space & ümlaut %20"
+    ref = BlobStore.open(directory.as_uri()).put(b"x")
+    assert files_in(directory) == [ref.key]
+    assert BlobStore.open(directory).get(ref) == b"x"
+    assert [path.name for path in tmp_path.iterdir()] == [directory.name]
+
+
 def test_deleting_twice_is_deleting_once(store: BlobStore) -> None:
     ref = store.put(b"x")
     store.delete(ref)
