@@ -352,10 +352,10 @@ class Rebuild:
             assert total is not None
             tables[table] = (total[0], f"{total[1]:032x}")
             differing = run(
-                f"SELECT coalesce(live.key, log.key), coalesce(live.position, log.position) AS at,"
+                f"SELECT coalesce(live.key, log.key), coalesce(live.position, log.position),"
                 f" live.key IS NOT NULL, log.key IS NOT NULL"
                 f" FROM {live} AS live FULL JOIN ({_digests(table)}) AS log ON live.key = log.key"
-                f" WHERE live.digest IS DISTINCT FROM log.digest ORDER BY at, 1 LIMIT 1"
+                f" WHERE live.digest IS DISTINCT FROM log.digest ORDER BY 2, 1 LIMIT 1"
             ).fetchone()
             if differing is not None:
                 differences.append(Difference(table, *differing))
