@@ -34,6 +34,9 @@ Json = dict[str, Any]
 FINISHED = frozenset({"COMPLETED", "FAILED", "TIMED_OUT", "CANCELLED"})
 POLL_FIRST_S, POLL_MAX_S = 0.02, 1.0
 REQUEST_TIMEOUT_S = 30.0
+STALL_S = 60.0
+"""For how long a server may send nothing at all."""
+
 CHUNK_BYTES = 256 * 1024
 
 
@@ -171,6 +174,14 @@ class Client:
         """The server's health; ``status`` may be ``unhealthy``, which is an answer and not an error."""
         return await self._json("GET", "/health", expected=(200, 503))
 
+    async def verify_projection(self) -> Json:
+        """Whether the server's tables are the fold of the log (``equal``); takes as long as folding takes."""
+        return await self._json("POST", "/projection/verify", timeout_s=None, stall_s=None)
+
+    async def rebuild_projection(self) -> Json:
+        """Make the server's tables anew from the log; takes as long as folding takes."""
+        return await self._json("POST", "/projection/rebuild", timeout_s=None, stall_s=None)
+
     async def upload(
         self, source: bytes | Path | AsyncIterable[bytes], *, media_type: str = "application/octet-stream"
     ) -> Json:
@@ -210,13 +221,20 @@ class Client:
             raise _unreachable(self._root, error) from error
 
     async def _json(
-        self, method: str, path: str, *, timeout_s: float | None = -1, expected: tuple[int, ...] = (), **options: Any
+        self,
+        method: str,
+        path: str,
+        *,
+        timeout_s: float | None = -1,
+        stall_s: float | None = STALL_S,
+        expected: tuple[int, ...] = (),
+        **options: Any,
     ) -> Json:
         from aiohttp import ClientError
 
-        limit_s = self._timeout_s if timeout_s == -1 else timeout_s
+        timeout = _timeout(self._timeout_s if timeout_s == -1 else timeout_s, stall_s)
         try:
-            async with self._opened().request(method, self._root + path, timeout=_timeout(limit_s), **options) as response:
+            async with self._opened().request(method, self._root + path, timeout=timeout, **options) as response:
                 if response.status >= 400 and response.status not in expected:
                     raise await _error(response)
                 answer: Json = await response.json()
@@ -242,10 +260,10 @@ def _task(task_id: str) -> str:
     return f"/tasks/{quote(task_id, safe='')}"
 
 
-def _timeout(total_s: float | None) -> Any:
+def _timeout(total_s: float | None, stall_s: float | None = STALL_S) -> Any:
     from aiohttp import ClientTimeout
 
-    return ClientTimeout(total=total_s, connect=10.0, sock_read=60.0)
+    return ClientTimeout(total=total_s, connect=10.0, sock_read=stall_s)
 
 
 async def _chunks(path: Path) -> AsyncIterator[bytes]:

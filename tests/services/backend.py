@@ -79,12 +79,12 @@ class Backend:
     stack: AsyncExitStack
 
     @classmethod
-    async def start(cls, nats_url: str, folder: Path) -> Self:
+    async def start(cls, nats_url: str, folder: Path, events_max_bytes: int = 64 * 1024 * 1024) -> Self:
         """Connect, bootstrap, project, serve."""
         stack = AsyncExitStack()
         broker = await Broker.connect(nats_url, name="test-api")
         stack.push_async_callback(broker.close)
-        await bootstrap(broker, BrokerConfig(accept_lazy_sync=True, events_max_bytes=64 * 1024 * 1024))
+        await bootstrap(broker, BrokerConfig(accept_lazy_sync=True, events_max_bytes=events_max_bytes))
         log = await EventLog.open(broker)
         stack.push_async_callback(log.close)
         store = Store.open(folder / "projection")

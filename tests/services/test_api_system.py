@@ -8,11 +8,13 @@ import re
 from collections.abc import AsyncIterator
 from importlib import resources
 from io import BytesIO
+from pathlib import Path
 
 import pytest
 from aiohttp import web
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
+from eventq.events.errors import LogDamaged
 from eventq.events.presence import Heartbeat, beat
 from eventq.services.app import create_app, declared_routes
 from eventq.services.openapi_document import openapi_document
@@ -52,6 +54,38 @@ async def test_without_a_broker_writes_say_so_and_reads_go_on(backend: Backend, 
         body = await answer.json()
         assert (answer.status, body["code"]) == (503, "LOG_UNAVAILABLE")
         assert int(answer.headers["Retry-After"]) > 0
+
+
+async def test_a_full_log_refuses_writes_and_still_answers_reads(own_nats_server: NatsServer, tmp_path: Path) -> None:
+    backend = await Backend.start(own_nats_server.url, tmp_path, events_max_bytes=256 * 1024)
+    try:
+        await backend.register_worker()
+        large = {"task_name": "echo", "task_kwargs": {"message": "x" * 60_000}}
+        accepted = 0
+        while True:
+            async with backend.client.post("/api/v1/tasks", json=large) as answer:
+                body = await answer.json()
+            if answer.status != 201:
+                break
+            accepted += 1
+        assert (answer.status, body["code"], answer.headers["Retry-After"]) == (503, "LOG_FULL", "30")
+        assert 0 < accepted < 5
+        assert (await backend.get("/tasks"))[1]["total"] == accepted
+    finally:
+        await backend.close()
+
+
+async def test_a_halted_projection_serves_its_last_good_state_and_says_so(backend: Backend) -> None:
+    task_id = (await backend.submit())["task_id"]
+    await backend.get(f"/tasks/{task_id}")
+    backend.api.freshness.halt(LogDamaged("an event is missing"))
+    await backend.complete(task_id)
+    assert (await backend.get(f"/tasks/{task_id}"))[1]["status"] in ("PENDING", "COMPLETED")
+    status, body = await backend.get("/tasks?min_position=999999999")
+    assert (status, body["code"], body["cause"]) == (503, "LAGGING", "LOG_DAMAGED")
+    status, health = await backend.get("/health")
+    assert (status, health["checks"]["database"]) == (503, "unhealthy")
+    assert "an event is missing" in health["problems"]["database"]
 
 
 async def test_metrics_count_requests_and_tasks_without_ids(backend: Backend) -> None:

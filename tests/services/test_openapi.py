@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import aiohttp
 import pytest
@@ -12,12 +12,13 @@ from aiohttp.test_utils import TestClient
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from pydantic import Field
 
+from eventq.events.task import Status
 from eventq.services.answers import Answer
 from eventq.services.http_errors import errors_middleware
 from eventq.services.http_limits import HttpLimits
 from eventq.services.openapi import LIMITS, HttpRoutes, Reply
 from eventq.services.openapi_document import openapi_document
-from eventq.services.schemas import Closed, Utc
+from eventq.services.schemas import Closed, StatusName, Utc
 from tests.services.http import GuardedTestServer
 
 
@@ -173,3 +174,7 @@ def test_the_document_is_valid_and_tells_input_from_output() -> None:
     assert schemas["Tree-Input"]["required"] == ["name"]
     assert "note" in schemas["Planted"]["required"]
     assert document["paths"]["/v1/raw"]["get"]["responses"]["200"]["content"] == {"text/plain": {"schema": {}}}
+
+
+def test_every_status_a_task_can_have_can_be_asked_for() -> None:
+    assert set(get_args(StatusName)) == set(Status) - {Status.ABSENT}
