@@ -85,7 +85,7 @@ async def run_api(settings: Settings) -> int:
     from eventq.services.http_guard import GuardedRunner
 
     stop = stop_on_signals()
-    store = Store.open(settings.data_dir / "projection")
+    store = Store.open(settings.projection_dir)
     try:
         async with open_log(settings, "api") as event_log:
             projector = Projector(store, event_log.broker)
@@ -111,6 +111,7 @@ async def run_api(settings: Settings) -> int:
                 await run_until(stop, projecting)
             finally:
                 await runner.cleanup()
+                queries.close()
     finally:
         store.close()
     return 0

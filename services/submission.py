@@ -12,7 +12,7 @@ import orjson
 from eventq.events.catalogue import BlobRef, Submitted, TaskDeclaration
 from eventq.events.commands import SubmitTask
 from eventq.events.envelope import Trace
-from eventq.events.errors import IllegalTransition, InvalidInput, LogDamaged, TaskNotFound
+from eventq.events.errors import IllegalTransition, InvalidInput, LogDamaged, TaskNotFound, Unavailable
 from eventq.events.handle import handle, read_task
 from eventq.events.ids import new_id
 from eventq.events.limits import INLINE_PAYLOAD_MAX_BYTES, SCHEDULE_AHEAD_MAX_S
@@ -55,6 +55,9 @@ async def submit(api: Api, submission: Submission, trace: Trace) -> Accepted:
 
     Raises ``UnknownTask`` or ``InvalidInput`` with nothing stored, ``LogFull`` likewise, ``LogUnavailable`` when unknown.
     """
+    if api.freshness.halted is not None:
+        # What is appended to a damaged log would stand on ground that an operator may have to take away.
+        raise Unavailable(f"the event log is damaged and takes no tasks: {api.freshness.halted.detail}")
     declaration = await api.declarations.get(submission.task_name)
     now = datetime.now(UTC)
     _check_schedule(submission.scheduled_at, now)
