@@ -1,0 +1,83 @@
+"""`eventq`, the command: one file per group of commands, put together here.
+
+Every command answers on stdout, says everything else on stderr, and ends with a documented exit code. Nothing heavy is
+imported before a command needs it, so ``--help`` stays immediate.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from eventq.events.errors import EventqError
+from eventq.services import cli_events, cli_processes, cli_projection, cli_submit, cli_system, cli_tasks
+from eventq.services.cli_exit import MEANINGS, ExitCode, exit_code_of
+
+RUN, USE, OPERATE = "Run it", "Use it", "Operate it"
+
+EXIT_CODES = "Exit codes: " + "; ".join(f"{int(code)} {meaning}" for code, meaning in MEANINGS.items()) + "."
+
+app = typer.Typer(
+    name="eventq",
+    help="An event-sourced task queue: nothing is lost, everything can be explained, replayed and queried.",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def _root(  # pyright: ignore[reportUnusedFunction]
+    version: Annotated[
+        bool, typer.Option("--version", callback=cli_system.print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """An event-sourced task queue: nothing is lost, everything can be explained, replayed and queried."""
+
+
+app.command("demo", rich_help_panel=RUN)(cli_processes.run_demo)
+app.command("up", rich_help_panel=RUN)(cli_processes.start_up)
+app.command("api", rich_help_panel=RUN)(cli_processes.serve_api)
+app.command("worker", rich_help_panel=RUN)(cli_processes.run_worker)
+app.command("scheduler", rich_help_panel=RUN)(cli_processes.run_scheduler)
+app.command("submit", rich_help_panel=USE)(cli_submit.submit)
+app.add_typer(cli_tasks.app, rich_help_panel=USE)
+app.add_typer(cli_events.app, rich_help_panel=USE)
+app.add_typer(cli_projection.app, rich_help_panel=OPERATE)
+app.command("settings", rich_help_panel=OPERATE)(cli_system.list_settings)
+app.command("doctor", rich_help_panel=OPERATE)(cli_system.run_doctor)
+app.command("bench", rich_help_panel=OPERATE, context_settings=cli_system.PASS_ON)(cli_system.run_bench)
+app.command("version", rich_help_panel=OPERATE)(cli_system.show_version)
+
+
+def main() -> None:
+    """The console script."""
+    try:
+        app()
+    except EventqError as error:
+        sys.exit(tell(error, as_json="--json" in sys.argv))
+
+
+def tell(error: EventqError, *, as_json: bool) -> ExitCode:
+    """Say what went wrong on stderr; with ``as_json`` as one object with code, sentence and fields."""
+    from eventq.services.output import clean
+
+    code = exit_code_of(error)
+    hint = error.fields.get("hint")
+    if as_json:
+        import orjson
+
+        body = {"code": error.code, "detail": error.detail, **error.fields, "exit_code": int(code)}
+        print(orjson.dumps(body, default=str).decode(), file=sys.stderr)
+    else:
+        print(clean(f"error {error.fields.get('code') or error.code}: {error.detail}"), file=sys.stderr)
+        if hint:
+            print(clean(f"hint: {hint}"), file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    main()

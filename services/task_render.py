@@ -1,0 +1,213 @@
+"""Tasks and their events for people: what the API's answers look like on a terminal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from eventq.services.output import clean, moment, one_line, span, status_text
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+    from rich.text import Text
+
+Json = Mapping[str, Any]
+
+EVENT_STYLES = {
+    "submitted": "blue",
+    "queued": "blue",
+    "started": "cyan",
+    "retrying": "magenta",
+    "completed": "green",
+    "failed": "bold red",
+    "timed_out": "bold red",
+    "cancel_requested": "yellow",
+    "cancelled": "yellow",
+}
+FINAL_EVENTS = frozenset({"completed", "failed", "timed_out", "cancelled"})
+
+
+def task_view(task: Json) -> RenderableType:
+    """One task: its facts, then its result or error."""
+    from rich.console import Group
+    from rich.text import Text
+
+    facts = _table(header=False)
+    for name, value in _facts(task):
+        facts.add_row(Text(name, style="dim"), value if isinstance(value, Text) else clean(value))
+    parts: list[RenderableType] = [facts]
+    if task["status"] == "COMPLETED":
+        parts += [Text("\nresult", style="dim"), Text(result_text(task))]
+    elif task["error"] is not None:
+        parts += [Text("\nerror", style="dim"), Text(error_text(task["error"]), style="red")]
+    return Group(*parts)
+
+
+def task_table(tasks: Iterable[Json]) -> Table:
+    """Many tasks, one a row."""
+    table = _table("task", "name", "status", "queue", "priority", "attempt", "created", "took")
+    for task in tasks:
+        table.add_row(
+            task["task_id"],
+            task["task_name"],
+            status_text(task["status"]),
+            f"{task['pool']}/{task['queue_name']}",
+            str(task["priority"]),
+            str(task["attempt"]),
+            moment(task["created_at"]),
+            span(run_s(task)),
+        )
+    return table
+
+
+def timeline_view(timeline: Json) -> RenderableType:
+    """A task's story: every event and every line that its code logged, in the order of time."""
+    table = _table("time", "after", "what", "attempt", "by", "details")
+    events = [(line["timestamp"], _event_cells(line)) for line in timeline["events"]]
+    logs = [(line["timestamp"], _log_cells(line)) for line in timeline["logs"]]
+    began = datetime.fromisoformat(timeline["created_at"])
+    for at, cells in sorted(events + logs, key=lambda row: datetime.fromisoformat(row[0])):
+        after_s = (datetime.fromisoformat(at) - began).total_seconds()
+        table.add_row(moment(at), f"+{span(max(0.0, after_s))}", *cells)
+    return table
+
+
+def event_line(position: int, event: Json) -> Text:
+    """One event of the log, on one line."""
+    from rich.text import Text
+
+    kind = str(event.get("type"))
+    return Text.assemble(
+        (f"{position:>8}  ", "dim"),
+        (f"{moment(event.get('time'))}  ", "dim"),
+        (f"{clean(str(event.get('subject')))}  ", ""),
+        (f"{event.get('version')} ", "dim"),
+        (f"{kind:<16}", EVENT_STYLES.get(kind, "")),
+        event_details(kind, event.get("data") or {}),
+    )
+
+
+def event_details(kind: str, data: Json) -> str:
+    """What matters of an event's data, in a few words."""
+    match kind:
+        case "submitted":
+            when = f", not before {moment(data['scheduled_at'])}" if data.get("scheduled_at") else ""
+            return f"{data.get('task_name')} to {data.get('pool')}/{data.get('queue')}, priority {data.get('priority')}{when}"
+        case "started":
+            return f"on {data.get('hostname')}, {data.get('device')}"
+        case "completed":
+            return f"after {span(data.get('duration_s'))}"
+        case "retrying":
+            return f"{one_line(_message(data), 80)}; again at {moment(data.get('due_at'))}"
+        case "failed":
+            return one_line(_message(data), 100)
+        case "registered":
+            return f"pool {data.get('pool')}, {data.get('capacity')} at a time, {len(data.get('tasks') or [])} tasks"
+        case _:
+            return one_line(", ".join(f"{name}={value}" for name, value in data.items() if value is not None), 100)
+
+
+def result_text(task: Json) -> str:
+    """The result as indented JSON, or where it lies when it is a file."""
+    output = task["output"]
+    if output is not None:
+        return f"{output['size_bytes']} bytes in blob {clean(output['key'])}"
+    return clean(json.dumps(task["result"], indent=2, ensure_ascii=False))
+
+
+def error_text(error: Json) -> str:
+    """The error; with the traceback where there is one."""
+    if trace := error.get("traceback"):
+        return clean(str(trace).rstrip())
+    return clean(f"{error['type']}: {error['message']}")
+
+
+def progress_text(progress: Json | None) -> str:
+    """How far a task is, in words; empty where it has not said."""
+    if progress is None:
+        return ""
+    done, total, unit = progress["done"], progress["total"], progress["unit"] or ""
+    amount = f"{done:,.0f}" if total is None else f"{done:,.0f}/{total:,.0f}"
+    return " ".join(filter(None, [amount, one_line(unit, 20), one_line(progress["message"] or "", 40)]))
+
+
+def run_s(task: Json) -> float | None:
+    """Seconds of the last attempt, once the task has finished."""
+    if task["started_at"] is None or task["completed_at"] is None:
+        return None
+    began, ended = (datetime.fromisoformat(task[name]) for name in ("started_at", "completed_at"))
+    return max(0.0, (ended - began).total_seconds())
+
+
+def plain_table(*columns: str) -> Table:
+    """A table without lines, for any rows."""
+    return _table(*columns)
+
+
+def _facts(task: Json) -> Iterable[tuple[str, str | Text]]:
+    yield "task", task["task_id"]
+    yield "name", task["task_name"]
+    yield "status", status_text(task["status"])
+    reason = f"{task['reason'] or ''}{' (cancel requested)' if task['cancel_requested'] else ''}"
+    rows = {
+        "reason": reason,
+        "queue": f"{task['pool']}/{task['queue_name']}, priority {task['priority']}",
+        "attempt": f"{task['attempt']} ({task['retry_count']} failed, {task['max_retries']} retries allowed)",
+        "worker": task["worker_id"] or "",
+        "arguments": _arguments(task),
+        "progress": progress_text(task["progress"]),
+        "created": moment(task["created_at"]),
+        "scheduled": moment(task["scheduled_at"]),
+        "due": moment(task["due_at"]),
+        "started": moment(task["started_at"]),
+        "finished": moment(task["completed_at"]),
+        "took": span(run_s(task)),
+        "repeats": f"{task['original_task_id']} ({task['origin']})" if task["original_task_id"] else "",
+        "version": str(task["version"]),
+    }
+    yield from ((name, value) for name, value in rows.items() if value)
+
+
+def _arguments(task: Json) -> str:
+    if task["input"] is not None:
+        return f"{task['input']['size_bytes']} bytes in blob {task['input']['key']}"
+    parts = [json.dumps(value, ensure_ascii=False) for value in task["task_args"] or []]
+    parts += [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in (task["task_kwargs"] or {}).items()]
+    return one_line(" ".join(parts), 200)
+
+
+def _event_cells(line: Json) -> tuple[Any, ...]:
+    from rich.text import Text
+
+    kind = line["event_type"]
+    attempt = str(line["attempt"] or "")
+    return Text(kind, EVENT_STYLES.get(kind, "")), attempt, clean(line["source"]), event_details(kind, line["details"])
+
+
+def _log_cells(line: Json) -> tuple[Any, ...]:
+    from rich.text import Text
+
+    fields = "".join(f" {name}={value}" for name, value in line["fields"].items())
+    level = line["level"]
+    style = {"warning": "yellow", "error": "red"}.get(level, "dim")
+    return Text(f"log {level}", style), str(line["attempt"]), "", one_line(line["message"] + fields, 100)
+
+
+def _message(data: Json) -> str:
+    error = data.get("error") or {}
+    text = f"{error.get('type')}: {error.get('message')}" if error else ""
+    return text if text and not data.get("reason") else f"{text} ({data.get('reason')})" if text else str(data.get("reason"))
+
+
+def _table(*columns: str, header: bool = True) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, show_header=header, header_style="dim", pad_edge=False)
+    for name in columns:
+        right = name in {"priority", "attempt", "took", "after"}
+        identity = name in {"task", "time", "status", "what"}
+        table.add_column(name, justify="right" if right else "left", no_wrap=identity, overflow="fold")
+    return table
