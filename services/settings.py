@@ -220,6 +220,11 @@ class Settings(BaseSettings):
         """`blob_url`, with its default filled in."""
         return self.blob_url or (self.data_dir.resolve() / "blobs").as_uri()
 
+    @property
+    def projection_dir(self) -> Path:
+        """Where this machine's API keeps its tables."""
+        return self.data_dir / "projection"
+
     @classmethod
     def settings_customise_sources(
         cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_sources: Any, **_named: Any
