@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ VERSION_MIN = (2, 15, 1)
 """The oldest broker whose fast ingest and crash recovery were tried; older ones lost or refused what we rely on."""
 
 CONNECT_TIMEOUT_S = 10.0
+
+_CREDENTIALS = re.compile(r"://[^@/,]*@")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +76,8 @@ class Broker:
                 )
         except (TimeoutError, OSError, nats.errors.Error) as error:
             await nc.close()
-            raise LogUnavailable(f"cannot reach the broker at {url} within {timeout_s:g} s: {error}", url=url) from error
+            shown = _CREDENTIALS.sub("://", url)
+            raise LogUnavailable(f"cannot reach the broker at {shown} within {timeout_s:g} s: {error}", url=shown) from error
         return broker
 
     async def close(self) -> None:
@@ -150,8 +154,8 @@ async def check_durability(monitor_urls: str, *, accept_lazy_sync: bool) -> None
             "cannot tell whether the broker syncs every write to disk: set EVENTQ_NATS_MONITOR_URL to its monitoring "
             "address (http://host:8222), or EVENTQ_ACCEPT_LAZY_SYNC=true to do without the guarantee"
         )
-    for url in monitor_urls.split(","):
-        config = await asyncio.to_thread(_jetstream_config, url.strip())
+    for url in map(str.strip, monitor_urls.split(",")):
+        config = await asyncio.to_thread(_jetstream_config, url)
         if not config.get("sync_always"):
             raise BrokerUnfit(
                 f"the broker at {url} syncs to disk only every {config.get('sync_interval', 0) / 1e9:g} s: a power cut "
@@ -165,6 +169,8 @@ def _jetstream_config(url: str) -> dict[str, Any]:
     try:
         with urllib.request.urlopen(f"{url.rstrip('/')}/varz", timeout=5) as answer:
             found: dict[str, Any] = json.loads(answer.read()).get("jetstream", {}).get("config", {})
-            return found
     except (OSError, ValueError) as error:
         raise BrokerUnfit(f"the broker's monitoring address {url} does not answer: {error}", url=url) from error
+    if not found:
+        raise BrokerUnfit(f"the broker at {url} runs without JetStream: give it a `jetstream` block", url=url)
+    return found

@@ -53,13 +53,18 @@ class NatsServer:
             stale.unlink()
         with self.log_file.open("ab") as log:
             self._process = subprocess.Popen(
-                [nats_server_binary(), "-c", str(self._write_config()), "--ports_file_dir", str(self.folder)],
+                [*self.command(), "--ports_file_dir", str(self.folder)],
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
+                cwd=self.folder,
             )
         ports = eventually_sync(self._read_ports, READY_S, f"a ports file in {self.folder}")
         self.url, self.monitor_url = ports["nats"][0], ports["monitoring"][0]
+
+    def command(self) -> list[str]:
+        """What to run; it writes its configuration first."""
+        return [nats_server_binary(), "-c", str(self._write_config())]
 
     def stop(self) -> None:
         """SIGINT and wait: a clean shutdown."""
