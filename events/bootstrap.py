@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import nats.errors
 from nats.js.api import (
     AckPolicy,
     ConsumerConfig,
@@ -20,10 +21,10 @@ from nats.js.api import (
     StorageType,
     StreamConfig,
 )
-from nats.js.errors import APIError, NotFoundError
+from nats.js.errors import APIError, NotFoundError, ServiceUnavailableError
 
 from eventq.events.broker import Broker, check_durability
-from eventq.events.errors import BrokerUnfit
+from eventq.events.errors import BrokerUnfit, LogUnavailable
 from eventq.events.subjects import (
     DUE_FILTER,
     EVENT_SUBJECTS,
@@ -42,6 +43,9 @@ PROGRESS_PER_TASK_MAX = 1_000
 
 PRESENCE_TTL_S = 15.0
 """A worker whose heartbeat is older is not present. Heartbeats come every third of it."""
+
+CONSUMERS_MAX = 10_000
+"""Queues times priorities times pools, and a few readers. Unset it means 1,000; at the limit not even a reader can start."""
 
 EVENTS_MAX_BYTES_DEFAULT = 8 * 1024**3
 PROGRESS_SHARE = 4
@@ -74,6 +78,7 @@ def stream_configs(config: BrokerConfig) -> list[StreamConfig]:
             retention=RetentionPolicy.LIMITS,
             discard=DiscardPolicy.NEW,
             max_bytes=config.events_max_bytes,
+            max_consumers=CONSUMERS_MAX,
             allow_direct=True,
             allow_atomic=True,
             allow_batched=True,
@@ -116,18 +121,27 @@ _VERIFIED = (
     "allow_atomic",
     "allow_batched",
     "allow_msg_schedules",
+    "republish",
 )
 
 
 async def bootstrap(broker: Broker, config: BrokerConfig | None = None) -> None:
-    """Make the broker ready, or raise :class:`BrokerUnfit` with what is wrong and how to mend it."""
+    """Make the broker ready, or raise :class:`BrokerUnfit` with what is wrong and how to mend it.
+
+    Raises ``LogUnavailable`` where the broker does not answer.
+    """
     config = config or BrokerConfig()
     broker.check_version()
     await check_durability(config.monitor_urls, accept_lazy_sync=config.accept_lazy_sync)
-    for wanted in stream_configs(config):
-        await _create_or_verify(broker, wanted)
-    await _ensure_presence(broker, config.replicas)
-    await _ensure_promoter(broker)
+    try:
+        for wanted in stream_configs(config):
+            await _create_or_verify(broker, wanted)
+        await _ensure_presence(broker, config.replicas)
+        await _ensure_promoter(broker)
+    except ServiceUnavailableError as error:
+        raise BrokerUnfit("the broker runs without JetStream (give it a `jetstream` block), or is still starting") from error
+    except (nats.errors.Error, TimeoutError) as error:
+        raise LogUnavailable(f"the broker could not be made ready: {error!r}") from error
 
 
 async def _create_or_verify(broker: Broker, wanted: StreamConfig) -> None:
