@@ -1,0 +1,302 @@
+"""Tasks for the tests that break things. Each writes a line to the witness file when its code is entered and left.
+
+The witness is told apart from the log on purpose: the log says what was recorded, the witness what was run.
+"""
+
+# Task code of other people sleeps and polls; these do on purpose.
+# ruff: noqa: ASYNC110, ASYNC251
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+from eventq.events.errors import InvalidInput
+from eventq.events.retry import RetryPolicy
+from eventq.workers.context import Context
+from eventq.workers.registry import task
+
+POLL_S = 0.01
+AT_ONCE = RetryPolicy(initial_s=0.05, factor=1, jitter=0)
+
+
+def witness(context: Context, step: str) -> None:
+    """One line, one write: lines of several processes do not mix."""
+    line = {"task_id": context.task_id, "attempt": context.attempt, "step": step, "pid": os.getpid()}
+    handle = os.open(os.environ["CHAOS_WITNESS"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        os.write(handle, json.dumps(line).encode() + b"\n")
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def witnessed(context: Context) -> Generator[None]:
+    """Within the block the user's code runs. Left without ``exit`` where it was ended from outside."""
+    witness(context, "enter")
+    yield
+    witness(context, "exit")
+
+
+def opened(gate: str) -> bool:
+    """Whether the test has opened the gate: it made the file."""
+    return Path(gate).exists()
+
+
+def done(context: Context) -> dict[str, Any]:
+    return {"attempt": context.attempt}
+
+
+# Tasks that behave
+
+
+@task(name="chaos.quick", retry=AT_ONCE)
+async def quick(context: Context) -> dict[str, Any]:
+    with witnessed(context):
+        await asyncio.sleep(0)
+    return done(context)
+
+
+@task(name="chaos.plain", retry=AT_ONCE)
+def plain(context: Context) -> dict[str, Any]:
+    with witnessed(context):
+        pass
+    return done(context)
+
+
+@task(name="chaos.work", retry=AT_ONCE)
+async def work(context: Context, seconds: float) -> dict[str, Any]:
+    with witnessed(context):
+        await asyncio.sleep(seconds)
+    return done(context)
+
+
+@task(name="chaos.work_plain", retry=AT_ONCE)
+def work_plain(context: Context, seconds: float) -> dict[str, Any]:
+    with witnessed(context):
+        time.sleep(seconds)
+    return done(context)
+
+
+@task(name="chaos.gate", retry=AT_ONCE)
+async def gate(context: Context, path: str) -> dict[str, Any]:
+    """The first attempt waits until the test opens the gate; later ones pass."""
+    with witnessed(context):
+        while context.attempt == 1 and not opened(path):
+            await asyncio.sleep(POLL_S)
+    return done(context)
+
+
+@task(name="chaos.gate_plain", retry=AT_ONCE)
+def gate_plain(context: Context, path: str) -> dict[str, Any]:
+    """As ``chaos.gate``, in a child process, and deaf to requests to stop."""
+    with witnessed(context):
+        while context.attempt == 1 and not opened(path):
+            time.sleep(POLL_S)
+    return done(context)
+
+
+@task(name="chaos.block_loop")
+async def block_loop(context: Context, path: str) -> dict[str, Any]:
+    """Blocks the worker's event loop itself until the gate opens: what one must not do, and people do."""
+    with witnessed(context):
+        while not opened(path):
+            time.sleep(POLL_S)
+    return done(context)
+
+
+@task(name="chaos.echo_size")
+def echo_size(context: Context, text: str, times: int = 1) -> dict[str, Any]:
+    """Answers more or less the text it got."""
+    return {"text": text * times}
+
+
+@task(name="chaos.report_progress")
+async def report_progress(context: Context, updates: int, pause_s: float) -> None:
+    for number in range(updates):
+        context.progress(number + 1, updates, "rows")
+        await asyncio.sleep(pause_s)
+
+
+@task(name="chaos.report_progress_plain")
+def report_progress_plain(context: Context, updates: int, pause_s: float) -> None:
+    for number in range(updates):
+        context.progress(number + 1, updates, "rows")
+        time.sleep(pause_s)
+
+
+# Tasks that fail
+
+
+@task(name="chaos.fail", max_retries=2, retry=AT_ONCE)
+async def fail(context: Context, until: int = 1_000) -> dict[str, Any]:
+    """Fails in every attempt before ``until``."""
+    with witnessed(context):
+        if context.attempt < until:
+            raise RuntimeError(f"attempt {context.attempt} fails")
+    return done(context)
+
+
+@task(name="chaos.refuse", max_retries=5, retry=AT_ONCE)
+async def refuse(context: Context) -> None:
+    raise InvalidInput("text", "is not what this task can work with")
+
+
+class Unspeakable(Exception):
+    """An exception that cannot be printed."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+@task(name="chaos.unspeakable")
+def unspeakable() -> None:
+    raise Unspeakable
+
+
+@task(name="chaos.unspeakable_async")
+async def unspeakable_async() -> None:
+    raise Unspeakable
+
+
+@task(name="chaos.system_exit")
+async def system_exit() -> None:
+    sys.exit(3)
+
+
+@task(name="chaos.system_exit_plain")
+def system_exit_plain() -> None:
+    sys.exit(3)
+
+
+@task(name="chaos.cancels_itself")
+async def cancels_itself() -> None:
+    """Code that is cancelled by other code of its own: nobody asked the task to stop."""
+    raise asyncio.CancelledError
+
+
+@task(name="chaos.exit_hard")
+def exit_hard() -> None:
+    os._exit(7)
+
+
+@task(name="chaos.segfault")
+def segfault() -> None:
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+@task(name="chaos.nan")
+async def nan() -> float:
+    return float("nan")
+
+
+@task(name="chaos.no_json")
+def no_json() -> object:
+    return object()
+
+
+@task(name="chaos.huge")
+def huge() -> str:
+    return "x" * (17 * 1024 * 1024)
+
+
+@task(name="chaos.quotes")
+def quotes() -> str:
+    """As large as a result may be, and twice as large again inside a frame of JSON."""
+    return '"' * (8 * 1024 * 1024 - 8)
+
+
+@task(name="chaos.deep")
+def deep() -> list[Any]:
+    """Deeper than any reader of JSON will go."""
+    sys.setrecursionlimit(50_000)
+    value: list[Any] = []
+    for _ in range(3_000):
+        value = [value]
+    return value
+
+
+@task(name="chaos.big_number")
+async def big_number() -> int:
+    return 2**70
+
+
+@task(name="chaos.chatter")
+def chatter(context: Context) -> dict[str, Any]:
+    """Writes 10 MB to standard output."""
+    line = "x" * 1023
+    for _ in range(10 * 1024):
+        print(line)
+    return done(context)
+
+
+@task(name="chaos.close_files")
+def close_files() -> None:
+    """Closes every file of its process, the worker's channel too."""
+    os.closerange(3, 1_024)
+
+
+@task(name="chaos.kill_worker")
+async def kill_worker() -> NoReturn:
+    """Takes its worker with it."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("unreachable")
+
+
+# Tasks that are asked to stop
+
+
+@task(name="chaos.cooperative")
+async def cooperative(context: Context) -> None:
+    witness(context, "enter")
+    while True:
+        context.check()
+        await asyncio.sleep(POLL_S)
+
+
+@task(name="chaos.cooperative_plain")
+def cooperative_plain(context: Context) -> None:
+    witness(context, "enter")
+    while True:
+        context.check()
+        time.sleep(POLL_S)
+
+
+@task(name="chaos.deaf")
+async def deaf(context: Context) -> None:
+    """Swallows its cancellation."""
+    witness(context, "enter")
+    while True:
+        try:
+            await asyncio.sleep(POLL_S)
+        except asyncio.CancelledError:
+            continue
+
+
+@task(name="chaos.deaf_plain", retry=AT_ONCE)
+def deaf_plain(context: Context) -> None:
+    """Looks at nothing and ignores SIGTERM: only SIGKILL ends it."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    witness(context, "enter")
+    threading.Event().wait()
+
+
+@task(name="chaos.device", pool="gpu")
+def device(context: Context) -> dict[str, Any]:
+    import torch
+
+    return {"device": context.device, "sum": float(torch.ones(3, device=context.device).sum())}
+
+
+@task(name="chaos.refuses_here", queue="elsewhere")
+async def refuses_here() -> None:
+    """A task of a queue that nobody serves unless a test says so."""

@@ -1,0 +1,84 @@
+"""Runs one process of eventq for a test: ``python -P run_process.py worker|scheduler|api``, configured by ``EVENTQ_*``.
+
+What the command line cannot say: ``CHAOS_STOP_S`` shortens the steps that end an attempt, and ``CHAOS_BUG`` plants a bug that
+the checker must find. Each bug is one that a reasonable implementation could have.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from eventq.events import log as log_module
+from eventq.services import processes
+from eventq.services.logs import configure_logs
+from eventq.services.settings import load_settings
+from eventq.workers import config as config_module
+from eventq.workers.attempt import Attempt
+
+
+def publish_without_check() -> None:
+    """Events are stored whatever stands in the log already."""
+
+    def no_check(*_: object) -> dict[str, str]:
+        return {}
+
+    setattr(log_module, "version_check", no_check)  # noqa: B010
+
+
+def acknowledge_first() -> None:
+    """The work item is acknowledged when the attempt starts, not when its outcome is stored."""
+    claim = _method("_claim")
+
+    async def claim_and_acknowledge(attempt: Any) -> bool:
+        claimed: bool = await claim(attempt)
+        if claimed:
+            await attempt._shop.acks.ack(attempt.delivery.lease)
+        return claimed
+
+    setattr(Attempt, "_claim", claim_and_acknowledge)  # noqa: B010
+
+
+def start_afterwards() -> None:
+    """User code runs first; that it started is written together with its outcome."""
+    claim, report = _method("_claim"), _method("_report")
+
+    async def assume(attempt: Any) -> bool:
+        attempt.task = replace(attempt.task, attempt=attempt.task.attempt + 1)
+        return True
+
+    async def claim_and_report(attempt: Any, *outcome: Any) -> None:
+        attempt.task = replace(attempt.task, attempt=attempt.task.attempt - 1)
+        if await claim(attempt):
+            await report(attempt, *outcome)
+
+    setattr(Attempt, "_claim", assume)  # noqa: B010
+    setattr(Attempt, "_report", claim_and_report)  # noqa: B010
+
+
+def _method(name: str) -> Callable[..., Any]:
+    found: Callable[..., Any] = getattr(Attempt, name)
+    return found
+
+
+BUGS = {function.__name__: function for function in (publish_without_check, acknowledge_first, start_afterwards)}
+
+
+def main(role: str) -> int:
+    configure_logs("info", json=True)
+    if stop_s := os.environ.get("CHAOS_STOP_S"):
+        impatient = functools.partial(config_module.WorkerConfig, stop_s=float(stop_s))
+        setattr(config_module, "WorkerConfig", impatient)  # noqa: B010
+    if bug := os.environ.get("CHAOS_BUG"):
+        BUGS[bug]()
+    run = {"api": processes.run_api, "scheduler": processes.run_scheduler, "worker": processes.run_worker}[role]
+    return asyncio.run(run(load_settings().settings))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
