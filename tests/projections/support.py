@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any
+
+import nats.errors
+import orjson
+from nats.js.errors import APIError
 
 from eventq.events.broker import Broker
 from eventq.events.catalogue import ErrorInfo, EventData, Submitted, TaskDeclaration, WorkerRegistered, WorkerStopped
@@ -33,9 +38,10 @@ from eventq.events.retry import RetryPolicy
 from eventq.events.subjects import EVENTS, PROGRESS
 from eventq.events.task import ABSENT, Task, decide
 from eventq.events.worker import NO_WORKER, Worker
-from eventq.projections.applier import Applier, Checkpoint
+from eventq.projections.applier import Applier, Checkpoint, Target
 from eventq.projections.projector import Projector
 from eventq.projections.store import COMPARED, Store
+from tests.support.poll import eventually
 
 NOW = datetime(2026, 11, 21, 3, 0, 0, 123456, tzinfo=UTC)
 CREATED = datetime(2026, 11, 21, 2, 0, 0, tzinfo=UTC)
@@ -147,9 +153,9 @@ def registered(pid: int = 1, name: str = "echo") -> WorkerRegistered:
     )
 
 
-def new_applier(store: Store) -> Applier:
+def new_applier(target: Target) -> Applier:
     """An applier of an empty store, at the beginning of both streams."""
-    applier = Applier(store)
+    applier = Applier(target)
     for stream in (EVENTS, PROGRESS):
         applier.begin(stream, Checkpoint(0, None, CREATED))
     return applier
@@ -167,12 +173,22 @@ async def publish(broker: Broker, events: Iterable[Event]) -> None:
         await broker.js.publish(event.subject, encode(event))
 
 
+async def publish_anew(url: str, events: Iterable[Event]) -> None:
+    """As :func:`publish`, over a connection of its own, once the broker that was just started serves the log again."""
+
+    async def ready() -> bool:
+        try:
+            return await writer.stream_facts(EVENTS) is not None
+        except (nats.errors.Error, APIError, TimeoutError):
+            return False
+
+    async with await Broker.connect(url, name="writer") as writer:
+        await eventually(ready)
+        await publish(writer, events)
+
+
 def report_message(position: int, task_id: str, attempt: int, data: Progress | LogLine) -> Message:
     """A line as it is read from PROGRESS."""
-    from dataclasses import asdict
-
-    import orjson
-
     payload = {
         "id": f"line-{position}", "source": "worker.w1", "type": "progress" if isinstance(data, Progress) else "log",
         "subject": f"tasks.{task_id}", "time": NOW, "schema": 1, "attempt": attempt, "data": asdict(data),
@@ -181,7 +197,7 @@ def report_message(position: int, task_id: str, attempt: int, data: Progress | L
 
 
 @asynccontextmanager
-async def running(projector: Projector) -> AsyncIterator[Projector]:
+async def running(projector: Projector) -> AsyncGenerator[Projector]:
     """The projector, running; an error that ended it is raised at the end."""
     task = asyncio.create_task(projector.run())
     try:
