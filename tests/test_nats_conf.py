@@ -133,7 +133,7 @@ async def runs_to_the_end(session: aiohttp.ClientSession, due_at: datetime | Non
 
     async def completed() -> bool:
         async with session.get(f"/api/v1/tasks/{task_id}") as answer:
-            return (await answer.json())["status"] == "COMPLETED"
+            return bool((await answer.json())["status"] == "COMPLETED")
 
     return await eventually(completed, 20)
 
