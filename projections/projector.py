@@ -68,7 +68,7 @@ class Projector:
                     await self._follow()
                 except ProjectionDamaged as error:
                     log.error("projection.damaged", reason=error.detail)
-                    await self._start_over()
+                    self.store.damage = error
                 except Damaged as error:
                     self._halt(error)
                     await self._unhalted.wait()
@@ -107,6 +107,8 @@ class Projector:
 
     async def _follow(self) -> None:
         async with self._turn:
+            if self.store.damage is not None:
+                await self._start_over()
             if self._applier is None:
                 self._applier = await self.in_writer(lambda: Applier(self.store))
             await self._check_log(self._applier)
@@ -159,8 +161,7 @@ class Projector:
         self.freshness.halt(error)
 
     async def _start_over(self) -> None:
-        async with self._turn:
-            await self.in_writer(self.store.start_over)
-            self._applier = None
-            self.started_over += 1
-            self.freshness.resume()
+        self._applier = None
+        await self.in_writer(self.store.start_over)
+        self.started_over += 1
+        self.freshness.resume()

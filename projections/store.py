@@ -290,10 +290,18 @@ class Store:
         self._switch_to(_File(path), delete_old=True)
 
     def start_over(self) -> None:
-        """Move the current file aside and begin with an empty one. For the writing thread."""
+        """Move the current file aside and begin with an empty one. For the writing thread.
+
+        Raises :class:`ProjectionUnwritable` where no new file can be made now; calling again is right then.
+        """
         old = self._file
+        path = _path_of(self.folder, _generation(old.path) + 1)
         set_aside(old.path)
-        self._switch_to(_create(_path_of(self.folder, _generation(old.path) + 1)), delete_old=False)
+        try:
+            fresh = _create(path)
+        except duckdb.Error as error:
+            raise ProjectionUnwritable(f"{path.name} cannot be created: {error}", path=str(path)) from error
+        self._switch_to(fresh, delete_old=False)
         self.damage = None
 
     def _switch_to(self, fresh: _File, *, delete_old: bool) -> None:

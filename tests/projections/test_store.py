@@ -134,6 +134,37 @@ def test_a_child_that_dies_of_a_wal_costs_the_file_and_not_the_process(folder: P
     store.close()
 
 
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+from eventq.projections.store import ProjectionUnwritable, Store
+from tests.projections.support import new_applier, random_history
+store = Store.open(Path(sys.argv[1]))
+applier, messages = new_applier(store), random_history(1, 6000, tasks=30).messages()
+resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, resource.RLIM_INFINITY))
+refused = 0
+for start in range(0, 6000, 200):
+    try:
+        applier.apply(messages[start : start + 200], [])
+    except ProjectionUnwritable:
+        refused += 1
+        with store.read() as snapshot:
+            assert snapshot.position == start == snapshot.rows("SELECT count(*) FROM events")[0][0]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        applier.apply(messages[start : start + 200], [])
+assert refused == 1, refused
+store.close()
+"""
+
+
+def test_a_batch_that_the_disk_does_not_take_can_be_applied_again_when_it_does(folder: Path) -> None:
+    ended = subprocess.run([sys.executable, "-c", FULL_DISK, str(folder)], check=False, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    store = Store.open(folder)
+    assert position(store) == 6000
+    store.close()
+
+
 def test_a_failed_transaction_leaves_nothing(store: Store) -> None:
     def fail() -> None:
         with store.transaction() as transaction:
