@@ -87,7 +87,7 @@ class Instance:
             try:
                 yield client
             except Unavailable as error:
-                if error.code != Unavailable.code or "status" in error.fields:
+                if error.code != Unavailable.code or "http_status" in error.fields:
                     raise  # it answered; it only cannot do this now
                 raise NoInstance(
                     error.detail,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -37,11 +38,14 @@ def start_up(
 
     The processes' logs are in the data directory, under logs/.
     """
+    from eventq.services.logs import configure_logs
     from eventq.services.settings import load_settings
     from eventq.services.up import up
 
+    configure_logs("error")  # what happens is reported in words; each process has its own log
     output = Output(as_json=as_json)
-    settings = load_settings(config, data_dir=data_dir, api_port=port, task_modules=tuple(modules) if modules else None).settings
+    task_modules = tuple(modules) if modules else None
+    settings = load_settings(config, data_dir=data_dir, api_port=port, task_modules=task_modules).settings
 
     async def stay(running: Running) -> None:
         output.show(running_facts(running), lambda: running_view(running))
@@ -52,16 +56,16 @@ def start_up(
 
 
 def run_demo(
-    keep: Annotated[bool, typer.Option("--keep", help="Keep the temporary data directory, for `eventq up --data-dir`.")] = False,
-    gpu: GpuOption = False,
+    gpu: Annotated[bool, typer.Option("--gpu", help="A GPU worker as well; on the CPU where torch sees no GPU.")] = False,
     as_json: JsonOption = False,
-    config: ConfigOption = None,
-    data_dir: DataDirOption = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Work here and keep it. Default: a temporary directory.")
+    ] = None,
 ) -> None:
     """Start everything on free ports, run real CSV and image tasks, show what happened, stop. Under a minute."""
     from eventq.services.demo import demo
 
-    raise typer.Exit(demo(Output(as_json=as_json), config=config, data_dir=data_dir, keep=keep, gpu=bool(gpu)))
+    raise typer.Exit(demo(Output(as_json=as_json), data_dir=data_dir, gpu=gpu))
 
 
 def serve_api(
@@ -148,4 +152,3 @@ def _run(process: Callable[[Settings], Coroutine[Any, Any, int]], instance: Inst
     form = {"auto": None, "json": True, "console": False}[settings.log_format]
     configure_logs(settings.log_level, json=form)
     raise typer.Exit(asyncio.run(process(settings)))
-

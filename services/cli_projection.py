@@ -126,9 +126,8 @@ def _verified(found: Json) -> RenderableType:
     table = plain_table("table", "rows", "sha256")
     for name, facts in found["tables"].items():
         table.add_row(name, f"{facts['rows']:,}", str(facts["sha256"])[:16])
-    verdict = (
-        Text(f"equal to the fold of the log up to position {found['position']}, in {span(found['seconds'])}", "green")
-        if found["equal"]
-        else Text("\n".join(["not the fold of the log:", *(clean(each["description"]) for each in found["differences"])]), "red")
-    )
-    return Group(table, verdict)
+    if found["equal"]:
+        verdict = f"equal to the fold of the log up to position {found['position']}, in {span(found['seconds'])}"
+    else:
+        verdict = "\n".join(["not the fold of the log:", *(clean(each["description"]) for each in found["differences"])])
+    return Group(table, Text(verdict, "green" if found["equal"] else "bold red"))

@@ -44,7 +44,7 @@ def submit(
     ] = None,
     file: Annotated[
         Path | None,
-        typer.Option(exists=True, dir_okay=False, help=f"Upload this file; the task gets it as its argument `{FILE_ARGUMENT}`."),
+        typer.Option(exists=True, dir_okay=False, help=f"Upload it; the task gets it as its argument `{FILE_ARGUMENT}`."),
     ] = None,
     queue: Annotated[str | None, typer.Option(help="Queue of the task's pool.")] = None,
     priority: Annotated[int | None, typer.Option(help="0 to 10; larger is more urgent.")] = None,

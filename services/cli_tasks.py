@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import datetime
-from enum import Enum
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 app = typer.Typer(name="task", help="Look at tasks, cancel and repeat them.", no_args_is_help=True)
 
 
-class SortBy(str, Enum):
+class SortBy(StrEnum):
     """What a list of tasks may be sorted by."""
 
     created_at = "created_at"

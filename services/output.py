@@ -123,6 +123,11 @@ def moment(value: str | datetime | None) -> str:
     return at.strftime("%Y-%m-%d %H:%M:%S.") + f"{at.microsecond // 1000:03}Z"
 
 
+def clock(value: str | None) -> str:
+    """The time of day of a moment, in UTC; empty for none."""
+    return moment(value).partition(" ")[2]
+
+
 def span(seconds: float | None) -> str:
     """A duration in the unit that suits it; empty for none."""
     match seconds:

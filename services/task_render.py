@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from eventq.services.output import clean, moment, one_line, span, status_text
+from eventq.services.output import clean, clock, moment, one_line, span, status_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 Json = Mapping[str, Any]
+
+_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{6}([0-9a-f]{6})")
 
 EVENT_STYLES = {
     "submitted": "blue",
@@ -69,9 +72,11 @@ def timeline_view(timeline: Json) -> RenderableType:
     events = [(line["timestamp"], _event_cells(line)) for line in timeline["events"]]
     logs = [(line["timestamp"], _log_cells(line)) for line in timeline["logs"]]
     began = datetime.fromisoformat(timeline["created_at"])
+    day = ""
     for at, cells in sorted(events + logs, key=lambda row: datetime.fromisoformat(row[0])):
         after_s = (datetime.fromisoformat(at) - began).total_seconds()
-        table.add_row(moment(at), f"+{span(max(0.0, after_s))}", *cells)
+        table.add_row(clock(at) if at[:10] == day else moment(at), f"+{span(max(0.0, after_s))}", *cells)
+        day = at[:10]
     return table
 
 
@@ -101,13 +106,20 @@ def event_details(kind: str, data: Json) -> str:
         case "completed":
             return f"after {span(data.get('duration_s'))}"
         case "retrying":
-            return f"{one_line(_message(data), 80)}; again at {moment(data.get('due_at'))}"
+            return f"{one_line(_message(data), 80)}; again at {clock(data.get('due_at'))}"
         case "failed":
             return one_line(_message(data), 100)
+        case "queued":
+            return str(data.get("reason"))
         case "registered":
             return f"pool {data.get('pool')}, {data.get('capacity')} at a time, {len(data.get('tasks') or [])} tasks"
         case _:
             return one_line(", ".join(f"{name}={value}" for name, value in data.items() if value is not None), 100)
+
+
+def short_source(source: str) -> str:
+    """Who wrote an event, with the id inside shortened to its end; the full one is in the JSON."""
+    return clean(_ID.sub(r"…\1", source))
 
 
 def result_text(task: Json) -> str:
@@ -174,8 +186,10 @@ def _facts(task: Json) -> Iterable[tuple[str, str | Text]]:
 def _arguments(task: Json) -> str:
     if task["input"] is not None:
         return f"{task['input']['size_bytes']} bytes in blob {task['input']['key']}"
-    parts = [json.dumps(value, ensure_ascii=False) for value in task["task_args"] or []]
-    parts += [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in (task["task_kwargs"] or {}).items()]
+    args: list[Any] = task["task_args"] or []
+    kwargs: dict[str, Any] = task["task_kwargs"] or {}
+    parts = [json.dumps(value, ensure_ascii=False) for value in args]
+    parts += [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in kwargs.items()]
     return one_line(" ".join(parts), 200)
 
 
@@ -184,7 +198,7 @@ def _event_cells(line: Json) -> tuple[Any, ...]:
 
     kind = line["event_type"]
     attempt = str(line["attempt"] or "")
-    return Text(kind, EVENT_STYLES.get(kind, "")), attempt, clean(line["source"]), event_details(kind, line["details"])
+    return Text(kind, EVENT_STYLES.get(kind, "")), attempt, short_source(line["source"]), event_details(kind, line["details"])
 
 
 def _log_cells(line: Json) -> tuple[Any, ...]:
@@ -197,9 +211,11 @@ def _log_cells(line: Json) -> tuple[Any, ...]:
 
 
 def _message(data: Json) -> str:
-    error = data.get("error") or {}
-    text = f"{error.get('type')}: {error.get('message')}" if error else ""
-    return text if text and not data.get("reason") else f"{text} ({data.get('reason')})" if text else str(data.get("reason"))
+    error, reason = data.get("error"), data.get("reason")
+    if not error:
+        return str(reason)
+    text = f"{error.get('type')}: {error.get('message')}"
+    return text if reason in (None, "error") else f"{reason}: {text}"
 
 
 def _table(*columns: str, header: bool = True) -> Table:
@@ -207,7 +223,7 @@ def _table(*columns: str, header: bool = True) -> Table:
 
     table = Table(box=None, show_header=header, header_style="dim", pad_edge=False)
     for name in columns:
-        right = name in {"priority", "attempt", "took", "after"}
+        right = name in {"time", "priority", "attempt", "took", "after"}
         identity = name in {"task", "time", "status", "what"}
         table.add_column(name, justify="right" if right else "left", no_wrap=identity, overflow="fold")
     return table

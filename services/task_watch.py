@@ -38,12 +38,13 @@ async def watch_with_bar(client: Client, task_id: str, output: Output, timeout_s
 
         def show(task: Json) -> None:
             nonlocal told
-            progress = task["progress"]
+            completed, total = bar_position(task)
             bars.update(
                 bar,
                 description=f"{task['task_name']} {task['status']}",
-                state=progress_text(progress),
-                **bar_position(task),
+                state=progress_text(task["progress"]),
+                completed=completed,
+                total=total,
             )
             if task["status"] != told and not output.animated:
                 output.note(f"{task_id} {task['status']}")
@@ -52,11 +53,11 @@ async def watch_with_bar(client: Client, task_id: str, output: Output, timeout_s
         return await watch_task(client, task_id, show, timeout_s)
 
 
-def bar_position(task: Json) -> dict[str, float | None]:
-    """``completed`` and ``total`` of a task's bar; no total, which moves without a percentage, where none is known."""
+def bar_position(task: Json) -> tuple[float, float | None]:
+    """How far a task's bar is, of how much; no total, which moves without a percentage, where none is known."""
     progress = task["progress"]
     if task["status"] in FINISHED:
-        return {"completed": 1, "total": 1}
+        return 1, 1
     if progress is None or progress["total"] is None or task["status"] != "RUNNING":
-        return {"completed": 0, "total": None}
-    return {"completed": progress["done"], "total": max(progress["total"], progress["done"])}
+        return 0, None
+    return progress["done"], max(progress["total"], progress["done"])
