@@ -129,7 +129,7 @@ class Broker:
         log.warning("broker.error", error=str(error), kind=type(error).__name__)
 
     async def _on_disconnect(self) -> None:
-        if not self.closed.is_set():
+        if not self.nc.is_closed:
             log.warning("broker.disconnected")
 
     async def _on_reconnect(self) -> None:
