@@ -125,7 +125,7 @@ def test_nothing_is_left_for_later_or_tied_to_one_machine() -> None:
 
 
 def test_the_tests_wait_for_conditions_and_never_for_a_guessed_time() -> None:
-    """Programs that the tests run may take their time; the tests themselves poll (`tests.support.poll`) or wait for an event."""
+    """Programs that tests run may take their time; the tests themselves poll (`tests.support.poll`) or wait for an event."""
     sleeps = [
         f"{path}:{call.lineno}"
         for path in TESTS
