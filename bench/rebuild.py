@@ -6,12 +6,11 @@ The baseline is the bare reader: the same messages received and thrown away.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from datetime import UTC, datetime
 
 from bench.bed import Plan, open_bed
-from bench.drain import last_position
+from bench.drain import last_position, until_stored
 from bench.figures import Aim, Baseline, Figure
 from eventq.events.broker import Broker
 from eventq.events.catalogue import Completed, EventData, Started, Submitted
@@ -86,9 +85,7 @@ async def fill(broker: Broker, events: int) -> int:
                 await broker.nc.publish(event.subject, encode(event))
                 written += 1
         await broker.nc.flush()
-    async with asyncio.timeout(60):
-        while await last_position(broker) < written:
-            await asyncio.sleep(0.05)
+    await until_stored(broker, written, most_s=60)
     return written
 
 
