@@ -30,27 +30,36 @@ class Progress:
 
 @validated(frozen=True, slots=True)
 class LogLine:
-    """One line that task code wrote. ``level``: debug, info, warning or error."""
+    """One line that task code wrote. ``level``: debug, info, warning or error; ``at``: when, aware UTC."""
 
     message: str
     level: str = "info"
     fields: dict[str, Any] = field(default_factory=dict[str, Any])
+    at: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+
+@validated(frozen=True, slots=True)
+class Log:
+    """Lines in the order in which they were written. Several travel in one message, so that a task that talks much does
+    not publish much."""
+
+    lines: list[LogLine]
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A progress or log line as stored. ``time``: aware UTC, the worker's clock."""
+    """A message of this stream as stored. ``time``: aware UTC, the worker's clock."""
 
     id: str
     source: str
     task_id: str
     attempt: int
     time: datetime
-    data: Progress | LogLine
+    data: Progress | Log
 
 
-async def publish_report(broker: Broker, task_id: str, attempt: int, source: str, data: Progress | LogLine) -> None:
-    """Store one line. Raises ``LogUnavailable`` where it may be lost."""
+async def publish_report(broker: Broker, task_id: str, attempt: int, source: str, data: Progress | Log) -> None:
+    """Store one message. Raises ``LogUnavailable`` where it may be lost."""
     payload = orjson.dumps(
         {
             "id": new_id(),
@@ -71,10 +80,10 @@ async def publish_report(broker: Broker, task_id: str, attempt: int, source: str
 
 
 def decode_report(payload: bytes, subject: str) -> Report:
-    """The line that ``payload`` holds; raises :class:`LogDamaged` for what is none."""
+    """The message that ``payload`` holds; raises :class:`LogDamaged` for what is none."""
     try:
         raw = orjson.loads(payload)
-        model = {"progress": Progress, "log": LogLine}[raw["type"]]
+        model = {"progress": Progress, "log": Log}[raw["type"]]
         return Report(
             id=raw["id"],
             source=raw["source"],

@@ -350,7 +350,10 @@ def fold_reports(batch: Iterable[tuple[int, Report]]) -> FoldedReports:
                     report.task_id, report.attempt, data.done, data.total, data.unit, data.message, at, position,
                 )  # fmt: skip
         else:
-            folded.logs.append((position, report.task_id, report.attempt, at, data.level, data.message, to_json(data.fields)))
+            folded.logs += (
+                (position, report.task_id, report.attempt, naive(line.at), line.level, line.message, to_json(line.fields))
+                for line in data.lines
+            )
     return folded
 
 

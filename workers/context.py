@@ -13,9 +13,11 @@ from eventq.events.blobs import BlobStore
 from eventq.events.catalogue import BlobRef
 from eventq.events.errors import InvalidInput
 from eventq.events.limits import LOG_MESSAGE_MAX_CHARS
+from eventq.events.report import LogLine, Progress
 from eventq.workers.inputs import Inputs
-from eventq.workers.progress import ProgressUpdate
+from eventq.workers.progress import checked_progress
 
+FIELD_MAX_CHARS = 1_000
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -30,14 +32,10 @@ class TaskCancelled(BaseException):
 
 
 class ContextHost(Protocol):
-    """What a context needs of the process that runs the task. All three return at once and never raise."""
+    """What a context needs of the process that runs the task. Both return at once and never raise."""
 
-    def progress(self, update: ProgressUpdate) -> None:
-        """Take note of how far the attempt is; throttling is the host's affair."""
-        ...
-
-    def log(self, level: str, message: str, fields: dict[str, Any]) -> None:
-        """Pass one log line on."""
+    def report(self, report: Progress | LogLine) -> None:
+        """Take a report; pacing is the host's affair."""
         ...
 
     def cancelled(self) -> bool:
@@ -80,7 +78,7 @@ class Context:
         The newest value is published at most four times a second, the last one always. Raises
         :class:`InvalidInput` for a number that is negative or not finite.
         """
-        self._host.progress(ProgressUpdate.checked(done, total, unit, message))
+        self._host.report(checked_progress(done, total, unit, message))
 
     def log(self, message: str, level: str = "info", **fields: Any) -> None:
         """Add a line to the task's log, ``fields`` (JSON values) beside it. Text over 4,000 characters is
@@ -88,7 +86,7 @@ class Context:
         """
         if level not in LOG_LEVELS:
             raise InvalidInput("level", f"must be one of {', '.join(LOG_LEVELS)}", found=level)
-        self._host.log(level, message[:LOG_MESSAGE_MAX_CHARS], fields)
+        self._host.report(LogLine(str(message)[:LOG_MESSAGE_MAX_CHARS], level, _plain(fields)))
 
     @property
     def cancelled(self) -> bool:
@@ -103,3 +101,11 @@ class Context:
     def put_output(self, name: str, data: bytes, media_type: str = "application/octet-stream") -> BlobRef:
         """``data`` is stored as a file of this attempt; put the answer (``.model_dump()``) into the result."""
         return self.blobs.put(data, key=output_key(self.task_id, self.attempt, name), media_type=media_type)
+
+
+def _plain(fields: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a log line as JSON values, each cut to its limit; whatever is no JSON value becomes its text."""
+    return {
+        name: value if isinstance(value, int | float | bool | None) else str(value)[:FIELD_MAX_CHARS]
+        for name, value in fields.items()
+    }

@@ -7,7 +7,6 @@ Stopping escalates. An async function is cancelled; a plain one is asked through
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -15,18 +14,15 @@ import structlog
 
 from eventq.events.blobs import BlobStore
 from eventq.events.catalogue import ErrorInfo
+from eventq.events.report import LogLine, Progress
 from eventq.workers.context import Context, TaskCancelled
 from eventq.workers.inputs import Inputs
 from eventq.workers.outcome import Outcome, Raised, Returned, Stopped, StopReason, raised
-from eventq.workers.process_main import plain
-from eventq.workers.processes import Child, ChildPool
-from eventq.workers.progress import ProgressUpdate
+from eventq.workers.processes import Child, ChildPool, OnReport
 from eventq.workers.registry import TaskFunction
 from eventq.workers.result import encode_result
 
 log = structlog.get_logger("eventq.execution")
-
-OnReport = Callable[[dict[str, Any]], None]
 
 
 class Execution:
@@ -143,7 +139,7 @@ class Execution:
         await child.end(self._stop_s)
 
     def _on_step(self, step: str) -> None:
-        self._on_report({"kind": "log", "level": "warning", "message": f"{step}: {self.stop_reason}", "fields": {}})
+        self._on_report(LogLine(f"{step}: {self.stop_reason}", "warning"))
 
 
 class LoopHost:
@@ -161,13 +157,8 @@ class _LoopContextHost:
         self._execution = execution
         self._on_report = on_report
 
-    def progress(self, update: ProgressUpdate) -> None:
-        self._on_report(
-            {"kind": "progress", "done": update.done, "total": update.total, "unit": update.unit, "message": update.message}
-        )
-
-    def log(self, level: str, message: str, fields: dict[str, Any]) -> None:
-        self._on_report({"kind": "log", "level": level, "message": message, "fields": plain(fields)})
+    def report(self, report: Progress | LogLine) -> None:
+        self._on_report(report)
 
     def cancelled(self) -> bool:
         return self._execution.stop_reason is not None

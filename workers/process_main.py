@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from eventq.events.blobs import BlobStore
+from eventq.events.report import LogLine, Progress
 from eventq.workers.config import Isolation
 from eventq.workers.context import Context, TaskCancelled
 from eventq.workers.frames import FrameError, pack, receive_frame
 from eventq.workers.inputs import Inputs
 from eventq.workers.outcome import raised
-from eventq.workers.progress import ProgressUpdate
 from eventq.workers.registry import load_modules
 from eventq.workers.result import encode_result
 
@@ -55,11 +55,9 @@ class _Host:
         self.job = 0
         self.stopped = 0
 
-    def progress(self, update: ProgressUpdate) -> None:
-        self.send({"kind": "progress", **asdict(update)})
-
-    def log(self, level: str, message: str, fields: dict[str, Any]) -> None:
-        self.send({"kind": "log", "level": level, "message": message, "fields": plain(fields)})
+    def report(self, report: Progress | LogLine) -> None:
+        kind = "progress" if isinstance(report, Progress) else "log"
+        self.send({"kind": kind, "report": asdict(report)})
 
     def cancelled(self) -> bool:
         return self.stopped == self.job
@@ -68,13 +66,6 @@ class _Host:
         frame = pack(message)
         with self._sending:
             self._channel.sendall(frame)
-
-
-def plain(fields: dict[str, Any]) -> dict[str, Any]:
-    """Fields of a log line as JSON values; whatever is none becomes its text."""
-    return {
-        str(name): value if isinstance(value, str | int | float | bool | None) else str(value) for name, value in fields.items()
-    }
 
 
 def isolation_to(isolation: Isolation) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import Any
 
 from eventq.events.catalogue import ErrorInfo
 from eventq.events.errors import EventqError
+from eventq.events.report import LogLine, Progress
 from eventq.workers.config import Isolation
 from eventq.workers.devices import Device
 from eventq.workers.frames import FrameError, pack, read_frame
@@ -26,7 +27,7 @@ from eventq.workers.process_main import isolation_to
 
 START_TIMEOUT_S = 60.0
 
-OnReport = Callable[[dict[str, Any]], None]
+OnReport = Callable[[Progress | LogLine], None]
 
 
 class ChildBroken(EventqError):
@@ -94,8 +95,10 @@ class Child:
                         return Raised(ErrorInfo(**message["error"]), retryable=message["retryable"])
                     case "stopped":
                         return Stopped(StopReason.CANCELLED)
+                    case "progress":
+                        on_report(Progress(**message["report"]))
                     case _:
-                        on_report(message)
+                        on_report(LogLine(**message["report"]))
         except (FrameError, OSError):
             return Raised(ErrorInfo(type="ProcessDied", message=await self._obituary()))
 

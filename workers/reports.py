@@ -5,19 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from typing import Any
 
 import structlog
 
 from eventq.events.broker import Broker
 from eventq.events.errors import LogUnavailable
-from eventq.events.report import LogLine, Progress, publish_report
-from eventq.workers.progress import ProgressThrottle, ProgressUpdate
+from eventq.events.report import Log, LogLine, Progress, publish_report
+from eventq.workers.pacer import Pacer
 
 log = structlog.get_logger("eventq.reports")
-
-LOG_LINES_WAITING_MAX = 1_000
-"""Log lines of one attempt that may wait to be published; beyond it the oldest of them are dropped and counted."""
 
 
 class Reports:
@@ -28,57 +24,45 @@ class Reports:
         self._task_id = task_id
         self._attempt = attempt
         self._source = source
-        self._throttle = ProgressThrottle()
-        self._waiting: deque[Progress | LogLine] = deque()
+        self._pacer = Pacer()
+        self._waiting: deque[Progress | Log] = deque()
         self._publisher: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self.dropped = 0
 
-    def add(self, message: dict[str, Any]) -> None:
-        """Take one report, as it comes over a child's channel."""
-        if message["kind"] == "log":
-            if len(self._waiting) >= LOG_LINES_WAITING_MAX:
-                self._waiting.popleft()
-                self.dropped += 1
-            self._enqueue(LogLine(message["message"], message["level"], message["fields"]))
-            return
-        update = ProgressUpdate(message["done"], message["total"], message["unit"], message["message"])
-        now = time.monotonic()
-        if (due := self._throttle.offer(update, now)) is not None:
-            self._enqueue(_progress(due))
-        elif self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(self._throttle.due_in(now) or 0, self._poll)
+    def add(self, report: Progress | LogLine) -> None:
+        """Take one report."""
+        self._pass_on(self._pacer.offer(report, time.monotonic()))
 
     async def close(self) -> None:
         """Publish what waits and return when it is stored (or could not be)."""
         if self._timer is not None:
             self._timer.cancel()
-        if (last := self._throttle.flush()) is not None:
-            self._enqueue(_progress(last))
-        if self.dropped:
-            self._enqueue(LogLine(f"{self.dropped} log lines were dropped: too many at once", "warning"))
+        for message in self._pacer.flush():
+            self._enqueue(message)
         if self._publisher is not None:
             await self._publisher
 
+    def _pass_on(self, message: Progress | Log | None) -> None:
+        if message is not None:
+            self._enqueue(message)
+        due_s = self._pacer.due_in(time.monotonic())
+        if self._timer is None and due_s is not None:
+            self._timer = asyncio.get_running_loop().call_later(due_s, self._poll)
+
     def _poll(self) -> None:
         self._timer = None
-        if (due := self._throttle.poll(time.monotonic())) is not None:
-            self._enqueue(_progress(due))
+        self._pass_on(self._pacer.poll(time.monotonic()))
 
-    def _enqueue(self, report: Progress | LogLine) -> None:
-        self._waiting.append(report)
+    def _enqueue(self, message: Progress | Log) -> None:
+        self._waiting.append(message)
         if self._publisher is None or self._publisher.done():
             self._publisher = asyncio.create_task(self._publish())
 
     async def _publish(self) -> None:
         while self._waiting:
-            report = self._waiting.popleft()
+            message = self._waiting.popleft()
             try:
-                await publish_report(self._broker, self._task_id, self._attempt, self._source, report)
+                await publish_report(self._broker, self._task_id, self._attempt, self._source, message)
             except LogUnavailable as error:
                 # Progress is no history: an attempt does not wait for a broker that is away to say how far it is.
                 log.warning("reports.lost", task_id=self._task_id, error=error.detail)
-
-
-def _progress(update: ProgressUpdate) -> Progress:
-    return Progress(update.done, update.total, update.unit, update.message)

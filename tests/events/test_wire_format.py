@@ -26,7 +26,7 @@ from eventq.events.commands import (
 from eventq.events.envelope import Trace
 from eventq.events.handle import handle
 from eventq.events.log import EventLog
-from eventq.events.report import LogLine, Progress, publish_report
+from eventq.events.report import Log, LogLine, Progress, publish_report
 from eventq.events.timers import set_timer
 from tests.events.bare_client import stream_view, tap
 from tests.events.given import ERROR, submission
@@ -176,7 +176,7 @@ async def test_the_stored_message_names_the_check_it_passed(log: EventLog, own_n
 
 async def test_progress_and_log_lines_are_beside_the_history(broker: Broker, own_nats_server: NatsServer) -> None:
     await publish_report(broker, "t1", 2, "worker.w1", Progress(done=1, total=4, unit="rows"))
-    await publish_report(broker, "t1", 2, "worker.w1", LogLine("half-way", fields={"rows": 2}))
+    await publish_report(broker, "t1", 2, "worker.w1", Log([LogLine("half-way", fields={"rows": 2})]))
 
     progress, line = await stream_view(own_nats_server.url, "PROGRESS", "progress.t1")
 

@@ -33,7 +33,7 @@ from eventq.events.commands import (
 from eventq.events.envelope import Event, encode, task_event, worker_event
 from eventq.events.errors import IllegalTransition
 from eventq.events.reader import Message
-from eventq.events.report import LogLine, Progress
+from eventq.events.report import Log, Progress
 from eventq.events.retry import RetryPolicy
 from eventq.events.subjects import EVENTS, PROGRESS
 from eventq.events.task import ABSENT, Task, decide
@@ -187,7 +187,7 @@ async def publish_anew(url: str, events: Iterable[Event]) -> None:
         await publish(writer, events)
 
 
-def report_message(position: int, task_id: str, attempt: int, data: Progress | LogLine) -> Message:
+def report_message(position: int, task_id: str, attempt: int, data: Progress | Log) -> Message:
     """A line as it is read from PROGRESS."""
     payload = {
         "id": f"line-{position}", "source": "worker.w1", "type": "progress" if isinstance(data, Progress) else "log",

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from eventq.events.catalogue import BlobRef, Completed, Failed, Queued, Retrying, Started, WorkerStopped
 from eventq.events.errors import LogDamaged, UnknownEvent
 from eventq.events.reader import Message
-from eventq.events.report import LogLine, Progress
+from eventq.events.report import Log, LogLine, Progress
 from eventq.events.task import Task, replay
 from eventq.projections import applier as applier_module
 from eventq.projections.fold import TASK_FIXED, TASK_MOVING, TASK_OUTCOME
@@ -234,7 +234,7 @@ class TestProgress:
         assert self.newest(store) == [("t1", 2, 2.0, 4), ("t2", 1, 5.0, 9)]
 
     def test_log_lines_are_kept_once(self, store: Store) -> None:
-        lines = [report_message(n, "t1", 1, LogLine(f"line {n}", fields={"n": n})) for n in range(1, 6)]
+        lines = [report_message(n, "t1", 1, Log([LogLine(f"line {n}", fields={"n": n})])) for n in range(1, 6)]
         applier = new_applier(store)
         applier.apply([], lines[:3])
         applier.apply([], lines)

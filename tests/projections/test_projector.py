@@ -13,7 +13,7 @@ from eventq.events.broker import Broker
 from eventq.events.catalogue import Completed, Started
 from eventq.events.envelope import encode
 from eventq.events.errors import ProjectionLagging
-from eventq.events.report import LogLine, Progress, publish_report
+from eventq.events.report import Log, LogLine, Progress, publish_report
 from eventq.events.subjects import EVENTS, PROGRESS
 from eventq.projections.projector import Projector
 from eventq.projections.queries import Queries
@@ -72,7 +72,7 @@ async def test_progress_is_shown_of_the_current_attempt(broker: Broker, store: S
     async with running(Projector(store, broker)) as projector:
         await publish(broker, history.events)
         await publish_report(broker, "t1", 1, "worker.w1", Progress(done=3, total=10, unit="rows"))
-        await publish_report(broker, "t1", 1, "worker.w1", LogLine("halfway", fields={"rows": 3}))
+        await publish_report(broker, "t1", 1, "worker.w1", Log([LogLine("halfway", fields={"rows": 3})]))
         await eventually(lambda: projector.freshness.progress_position == 2)
         await caught_up(projector, 2)
         row = await queries.get_task("t1")

@@ -9,7 +9,7 @@ import pytest
 
 from eventq.events.catalogue import CancelRequested, Completed, Retrying, Started
 from eventq.events.errors import InvalidInput
-from eventq.events.report import LogLine, Progress
+from eventq.events.report import Log, LogLine, Progress
 from eventq.events.task import Status
 from eventq.projections.queries import SORTABLE, Queries, TaskFilter, TaskRow
 from eventq.projections.store import Store
@@ -38,7 +38,7 @@ def fill(store: Store) -> History:
     history.task("scheduled", submission(scheduled_at=NOW + timedelta(days=1)))
     lines = [
         report_message(1, "running", 1, Progress(done=4, total=10)),
-        report_message(2, "running", 1, LogLine("reading", fields={"file": "a.csv"})),
+        report_message(2, "running", 1, Log([LogLine("reading", fields={"file": "a.csv"})])),
         report_message(3, "done", 1, Progress(done=10, total=10)),
         report_message(4, "retrying", 0, Progress(done=1)),
     ]

@@ -10,7 +10,7 @@ import pytest
 from eventq.events.bootstrap import BrokerConfig, bootstrap
 from eventq.events.broker import Broker
 from eventq.events.errors import LogDamaged
-from eventq.events.report import LogLine, Progress, publish_report
+from eventq.events.report import Log, LogLine, Progress, publish_report
 from eventq.events.subjects import EVENTS
 from eventq.projections.projector import Projector
 from eventq.projections.queries import Queries
@@ -45,7 +45,7 @@ async def test_a_live_rebuild_loses_no_read_and_never_goes_back(broker: Broker, 
     history = random_history(32, 200)
     await publish(broker, history.events[:150])
     await publish_report(broker, "t1", 1, "worker.w1", Progress(done=1))
-    await publish_report(broker, "t1", 1, "worker.w1", LogLine("hello"))
+    await publish_report(broker, "t1", 1, "worker.w1", Log([LogLine("hello")]))
     queries, done = Queries(store), asyncio.Event()
 
     async def read_all_the_time() -> list[int]:

@@ -10,7 +10,7 @@ import pytest
 
 from eventq.events.commands import CancelTask
 from eventq.events.ids import new_id
-from eventq.events.report import LogLine, Progress, publish_report
+from eventq.events.report import Log, LogLine, Progress, publish_report
 from eventq.events.subjects import PROGRESS
 from tests.services.backend import WORKER_ID, Backend
 from tests.support.poll import eventually
@@ -209,7 +209,7 @@ async def test_a_timeline_tells_events_progress_and_logs(backend: Backend) -> No
     await backend.begin(task_id)
     source = f"worker.{WORKER_ID}"
     await publish_report(backend.broker, task_id, 1, source, Progress(done=3, total=10, unit="rows"))
-    await publish_report(backend.broker, task_id, 1, source, LogLine(message="reading", fields={"file": "a"}))
+    await publish_report(backend.broker, task_id, 1, source, Log([LogLine(message="reading", fields={"file": "a"})]))
     facts = await backend.broker.stream_facts(PROGRESS)
     assert facts is not None
     await eventually(lambda: backend.api.freshness.progress_position >= facts.last)

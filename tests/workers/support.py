@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from eventq.events.blobs import BlobStore
+from eventq.events.report import LogLine, Progress
 from eventq.workers.context import Context
 from eventq.workers.fetch_policy import Network
 from eventq.workers.inputs import Inputs
-from eventq.workers.progress import ProgressUpdate
 
 
 @dataclass
@@ -19,14 +19,14 @@ class RecordingHost:
     """Cancels itself once ``cancel_after`` progress updates were seen (``None``: never)."""
 
     cancel_after: int | None = None
-    updates: list[ProgressUpdate] = field(default_factory=list[ProgressUpdate])
+    updates: list[Progress] = field(default_factory=list[Progress])
     lines: list[tuple[str, str, dict[str, Any]]] = field(default_factory=list[tuple[str, str, dict[str, Any]]])
 
-    def progress(self, update: ProgressUpdate) -> None:
-        self.updates.append(update)
-
-    def log(self, level: str, message: str, fields: dict[str, Any]) -> None:
-        self.lines.append((level, message, fields))
+    def report(self, report: Progress | LogLine) -> None:
+        if isinstance(report, Progress):
+            self.updates.append(report)
+        else:
+            self.lines.append((report.level, report.message, report.fields))
 
     def cancelled(self) -> bool:
         return self.cancel_after is not None and len(self.updates) >= self.cancel_after

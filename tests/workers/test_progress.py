@@ -1,4 +1,4 @@
-"""The throttle, with values: a clock that only moves when the test says so."""
+"""The pacer, with values: a clock that only moves when the test says so."""
 
 from __future__ import annotations
 
@@ -9,57 +9,104 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eventq.events.errors import InvalidInput
-from eventq.workers.progress import ProgressThrottle, ProgressUpdate
+from eventq.events.report import Log, LogLine, Progress
+from eventq.workers.pacer import LINES_WAITING_MAX, MESSAGE_MAX_BYTES, Pacer
+from eventq.workers.progress import checked_progress
 
 
-def at(done: float) -> ProgressUpdate:
-    return ProgressUpdate(done)
+def at(done: float) -> Progress:
+    return Progress(done)
 
 
-def test_the_first_update_passes_at_once() -> None:
-    assert ProgressThrottle().offer(at(1), now=0.0) == at(1)
+def texts(message: Progress | Log | None) -> list[str]:
+    assert isinstance(message, Log)
+    return [line.message for line in message.lines]
 
 
-def test_of_a_burst_the_first_and_the_newest_pass() -> None:
-    throttle = ProgressThrottle(per_second=4)
-    assert [throttle.offer(at(n), now=0.1) for n in range(5)] == [at(0), None, None, None, None]
-    assert throttle.due_in(0.1) == pytest.approx(0.25)
-    assert throttle.poll(0.3) is None
-    assert throttle.poll(0.35) == at(4)
-    assert throttle.due_in(0.35) is None
-    assert throttle.poll(9.0) is None
+def test_the_first_report_passes_at_once() -> None:
+    assert Pacer().offer(at(1), now=0.0) == at(1)
+    assert texts(Pacer().offer(LogLine("a"), now=0.0)) == ["a"]
 
 
-def test_the_last_update_is_sent_however_recent_the_one_before() -> None:
-    throttle = ProgressThrottle()
-    throttle.offer(at(1), now=0.0)
-    throttle.offer(at(2), now=0.0)
-    assert throttle.flush() == at(2)
-    assert throttle.flush() is None
+def test_of_a_burst_of_progress_the_first_and_the_newest_pass() -> None:
+    pacer = Pacer(per_second=4)
+    assert [pacer.offer(at(n), now=0.1) for n in range(5)] == [at(0), None, None, None, None]
+    assert pacer.due_in(0.1) == pytest.approx(0.25)
+    assert pacer.poll(0.3) is None
+    assert pacer.poll(0.35) == at(4)
+    assert pacer.due_in(0.35) is None
+    assert pacer.poll(9.0) is None
 
 
-def test_a_slow_reporter_is_never_held_back() -> None:
-    throttle = ProgressThrottle(per_second=4)
-    assert [throttle.offer(at(n), now=n * 0.25) for n in range(8)] == [at(n) for n in range(8)]
+def test_of_a_burst_of_lines_all_pass_together() -> None:
+    pacer = Pacer(per_second=4)
+    pacer.offer(LogLine("0"), now=0.0)
+    assert [pacer.offer(LogLine(str(n)), now=0.1) for n in range(1, 5)] == [None] * 4
+    assert texts(pacer.poll(0.25)) == ["1", "2", "3", "4"]
 
 
-@given(gaps=st.lists(st.floats(0, 1), min_size=1, max_size=200))
-def test_no_second_sees_more_than_four_and_the_last_is_kept(gaps: list[float]) -> None:
-    throttle, now, sent = ProgressThrottle(per_second=4), 0.0, list[tuple[float, ProgressUpdate]]()
+def test_progress_and_lines_take_turns() -> None:
+    pacer = Pacer(per_second=4)
+    pacer.offer(at(0), now=0.0)
+    pacer.offer(at(1), now=0.1)
+    pacer.offer(LogLine("a"), now=0.1)
+    assert texts(pacer.poll(0.25)) == ["a"]
+    assert pacer.poll(0.3) is None
+    assert pacer.poll(0.5) == at(1)
+
+
+def test_what_is_left_is_sent_however_recent_the_last_message() -> None:
+    pacer = Pacer()
+    pacer.offer(at(1), now=0.0)
+    pacer.offer(at(2), now=0.0)
+    pacer.offer(LogLine("end"), now=0.0)
+    rest = pacer.flush()
+    assert at(2) in rest
+    assert [texts(message) for message in rest if isinstance(message, Log)] == [["end"]]
+    assert pacer.flush() == []
+
+
+def test_too_many_lines_lose_the_oldest_and_say_so() -> None:
+    pacer = Pacer()
+    pacer.offer(LogLine("first"), now=0.0)
+    for n in range(LINES_WAITING_MAX + 3):
+        pacer.offer(LogLine(str(n)), now=0.0)
+    lines = [text for message in pacer.flush() for text in texts(message)]
+    assert lines[0] == "3 lines were dropped: too many at once"
+    assert lines[1] == "3"
+    assert len(lines) == LINES_WAITING_MAX + 1
+
+
+def test_a_message_of_lines_stays_small() -> None:
+    pacer = Pacer()
+    pacer.offer(at(1), now=0.0)
+    for _ in range(100):
+        pacer.offer(LogLine("x" * 4_000), now=0.0)
+    sizes = [sum(len(text) for text in texts(message)) for message in pacer.flush()]
+    assert sum(sizes) == 400_000
+    assert max(sizes) <= MESSAGE_MAX_BYTES
+
+
+@given(gaps=st.lists(st.floats(0, 1), min_size=1, max_size=200), logs=st.lists(st.booleans(), min_size=200, max_size=200))
+def test_no_second_sees_more_than_four_and_nothing_that_matters_is_lost(gaps: list[float], logs: list[bool]) -> None:
+    pacer, now, sent = Pacer(per_second=4), 0.0, list[tuple[float, Progress | Log]]()
     for n, gap in enumerate(gaps):
         now += gap
-        if (update := throttle.offer(at(n), now)) is not None:
-            sent.append((now, update))
-    rest = throttle.flush()
+        if (message := pacer.offer(LogLine(str(n)) if logs[n] else at(n), now)) is not None:
+            sent.append((now, message))
+    messages = [message for _, message in sent] + pacer.flush()
 
     assert all(later >= earlier + 0.25 for (earlier, _), (later, _) in pairwise(sent))
-    assert (rest or sent[-1][1]) == at(len(gaps) - 1)
+    written = [str(n) for n in range(len(gaps)) if logs[n]]
+    assert [text for message in messages if isinstance(message, Log) for text in texts(message)] == written
+    if progress := [n for n in range(len(gaps)) if not logs[n]]:
+        assert [message for message in messages if isinstance(message, Progress)][-1] == at(progress[-1])
 
 
 def test_texts_are_cut_and_an_empty_total_is_unknown() -> None:
-    update = ProgressUpdate.checked(0, 0, "u" * 100, "m" * 10_000)
-    assert update.total is None
-    assert len(update.unit or "") == 32
-    assert len(update.message or "") == 4_000
+    progress = checked_progress(0, 0, "u" * 100, "m" * 10_000)
+    assert progress.total is None
+    assert len(progress.unit or "") == 32
+    assert len(progress.message or "") == 4_000
     with pytest.raises(InvalidInput):
-        ProgressUpdate.checked(1, float("inf"))
+        checked_progress(1, float("inf"), None, None)
