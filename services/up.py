@@ -13,9 +13,14 @@ import os
 import shutil
 import sys
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from http import HTTPStatus
 from importlib.util import find_spec
 
+import aiohttp
+
+from eventq.events.subjects import EVENTS
 from eventq.services.embedded import EmbeddedBroker, free_port
 from eventq.services.processes import open_log
 from eventq.services.run_file import Run, remove_run, started_ticks, write_run
@@ -23,6 +28,9 @@ from eventq.services.settings import Settings
 from eventq.services.supervisor import STOP_S, ManagedProcess, Report, Supervisor
 
 NATS_PORT, MONITOR_PORT = 4222, 8222
+
+CATCH_UP_S = 30.0
+POLL_S = 0.05
 
 LOG_SHARE_OF_DISK = 0.4
 """At most this part of the free disk is promised to a new event log; progress, blobs and the projection need the rest."""
@@ -83,6 +91,7 @@ async def start_tree(supervisor: Supervisor, settings: Settings, *, any_ports: b
     await supervisor.start(_process("api", settings))
     await supervisor.start(_process("scheduler", settings))
     await supervisor.start(*(_worker(pool, settings) for pool in (["cpu", "gpu"] if gpu else ["cpu"])))
+    await _caught_up(instance)
     supervisor.changed = lambda: _write_run_file(supervisor, instance)
     supervisor.changed()
     return instance
@@ -114,6 +123,23 @@ def _worker(pool: str, settings: Settings) -> ManagedProcess:
 async def _create_streams(settings: Settings) -> None:
     async with open_log(settings, "up"):
         pass
+
+
+async def _caught_up(instance: Instance) -> None:
+    """Wait until the API's reads include what the workers said of themselves: before, it knows none of their tasks.
+
+    After `CATCH_UP_S` it goes on: a long log is being folded, and the API answers `lagging` until it has been.
+    """
+    async with open_log(instance.settings, "up") as log:
+        facts = await log.broker.stream_facts(EVENTS)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(CATCH_UP_S), aiohttp.ClientSession(instance.api_url) as session:
+            query = {"limit": "1", "min_position": str(facts.last if facts else 0)}
+            while True:
+                async with session.get("/api/v1/tasks", params=query) as answer:  # waits itself, then answers 503
+                    if answer.status != HTTPStatus.SERVICE_UNAVAILABLE:
+                        return
+                await asyncio.sleep(POLL_S)
 
 
 def _fitting_bytes(settings: Settings) -> int:

@@ -4,25 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from eventq.services.embedded import find_nats_server
 from tests.support.poll import eventually_sync
 
 READY_S = 10.0
 STOP_S = 10.0
-
-
-def nats_server_binary() -> str:
-    """The `nats-server` installed beside this Python, else the one on PATH."""
-    beside = Path(sys.executable).parent / "nats-server"
-    found = str(beside) if beside.exists() else shutil.which("nats-server")
-    assert found, "no nats-server: install the project with its dependencies"
-    return found
 
 
 class NatsServer:
@@ -64,7 +55,7 @@ class NatsServer:
 
     def command(self) -> list[str]:
         """What to run; it writes its configuration first."""
-        return [nats_server_binary(), "-c", str(self._write_config())]
+        return [find_nats_server(), "-c", str(self._write_config())]
 
     def stop(self) -> None:
         """SIGINT and wait: a clean shutdown."""
