@@ -17,9 +17,10 @@ from nats.aio.msg import Msg
 from nats.js.errors import APIError
 
 from eventq.events.commands import PromoteTask
-from eventq.events.errors import Conflict, TaskNotFound, Unavailable
+from eventq.events.errors import Conflict, InvalidInput, TaskNotFound, Unavailable
 from eventq.events.failpoints import failpoint
 from eventq.events.handle import handle, read_task
+from eventq.events.ids import check_id
 from eventq.events.log import EventLog
 from eventq.events.subjects import TIMER_CONSUMER, TIMERS
 from eventq.events.task import Task
@@ -60,11 +61,16 @@ class Promoter:
                 await asyncio.sleep(FETCH_S)
 
     async def _answer(self, message: Msg) -> None:
-        hint = orjson.loads(message.data)
+        hint = _read_hint(message.data)
+        if hint is None:
+            log.warning("promoter.not_a_hint", subject=message.subject)
+            await message.ack()
+            return
+        task_id, version = hint
         try:
-            settled = await self._promote(hint["task_id"], hint["version"])
+            settled = await self._promote(task_id, version)
         except Unavailable as error:
-            log.warning("promoter.left_to_redelivery", task_id=hint["task_id"], error=error.detail)
+            log.warning("promoter.left_to_redelivery", task_id=task_id, error=error.detail)
             return
         if settled or message.metadata.num_delivered > EARLY_MAX:
             await message.ack()
@@ -91,3 +97,12 @@ class Promoter:
         if task.version == version and task.due_at is not None:
             await set_timer(self._log.broker, task_id, version, task.due_at)
         return task.version >= version
+
+
+def _read_hint(payload: bytes) -> tuple[str, int] | None:
+    """The task and version that a timer is about; ``None`` for what no timer of ours wrote. Anybody may publish here."""
+    try:
+        hint = orjson.loads(payload)
+        return check_id(hint["task_id"], "task_id"), int(hint["version"])
+    except (ValueError, TypeError, KeyError, InvalidInput):
+        return None

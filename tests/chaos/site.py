@@ -77,7 +77,7 @@ class Site:
 
     async def workers(self, count: int, *, failpoints: str = "", **settings: object) -> list[Process]:
         """Start several workers at once and wait until all are ready."""
-        processes = [self.start("worker", failpoints=failpoints, **settings) for _ in range(count)]
+        processes = [self.start("worker", failpoints=failpoints, bug="", **settings) for _ in range(count)]
         for process in processes:
             await asyncio.to_thread(process.wait_ready)
         return processes

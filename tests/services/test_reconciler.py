@@ -1,0 +1,230 @@
+"""What the reconciler finds: consumers, timers and workers that are gone, with the real broker and real workers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from nats.aio.msg import Msg
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
+
+from eventq.events.catalogue import Queued, Submitted
+from eventq.events.envelope import encode, task_event
+from eventq.events.ids import new_id
+from eventq.events.presence import leave, present
+from eventq.events.subjects import EVENTS, TIMERS, Route, work_consumer, work_filter
+from eventq.events.task import ABSENT, Status
+from eventq.services import reconciler as module
+from eventq.services.reconciler import Reconciler
+from eventq.workers.lease_keeper import IN_PROGRESS
+from tests.chaos.site import LEASE_S, ROUTE, Control, Site
+from tests.support.nats import NatsServer
+from tests.support.poll import eventually
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sweeps follow closely, and a hint counts as lost soon."""
+    monkeypatch.setattr(module, "SWEEP_S", 0.2)
+    monkeypatch.setattr(module, "GRACE_S", 0.5)
+
+
+@pytest.fixture
+def site(own_nats_server: NatsServer, tmp_path: Path) -> Iterator[Site]:
+    site = Site(own_nats_server, tmp_path)
+    yield site
+    site.close()
+
+
+@pytest.fixture
+async def control(site: Site) -> AsyncIterator[Control]:
+    async with await Control.open(site) as control:
+        yield control
+
+
+@asynccontextmanager
+async def running(control: Control) -> AsyncIterator[Reconciler]:
+    """A reconciler at work."""
+    reconciler = Reconciler(control.log, lease_s=LEASE_S)
+    task = asyncio.create_task(reconciler.run())
+    try:
+        yield reconciler
+    finally:
+        assert not task.done(), task.exception()
+        task.cancel()
+
+
+def reasons(control: Control, task_id: str) -> list[str]:
+    """Why the task was made ready, each time."""
+    return [event.data.reason for event in control.events(task_id) if isinstance(event.data, Queued)]
+
+
+async def delete_consumer(control: Control, route: Route = ROUTE) -> None:
+    """What a hand at the ``nats`` command can do."""
+    assert await control.broker.js.delete_consumer(EVENTS, work_consumer(route))
+
+
+async def test_work_whose_consumer_was_deleted_is_made_ready_again(site: Site, control: Control) -> None:
+    task_ids = [await control.submit("chaos.quick") for _ in range(5)]
+    await delete_consumer(control)
+    async with running(control) as one, running(control) as other:
+        await site.workers(1)
+        await control.until_ended(*task_ids)
+        assert one.repaired + other.repaired >= len(task_ids)
+    assert all(reasons(control, task_id) == ["reconciled"] for task_id in task_ids)
+    await control.check()
+
+
+async def test_work_is_not_taken_from_a_living_worker_when_its_consumer_is_deleted(site: Site, control: Control) -> None:
+    await site.workers(1)
+    running_task = await control.submit("chaos.gate", str(site.gate()))
+    await control.until_entered(running_task)
+    await delete_consumer(control)
+    async with running(control):
+        lost = [await control.submit("chaos.quick") for _ in range(3)]  # nobody knows yet that the consumer is gone
+        await control.until_ended(*lost)
+        assert control.status(running_task) is Status.RUNNING
+    site.gate().touch()
+    await control.until_ended(running_task)
+    assert control.types(running_task) == ["submitted", "started", "completed"]
+    assert all(reasons(control, task_id) == ["reconciled"] for task_id in lost)
+    await control.check()
+
+
+async def test_a_task_that_its_worker_says_it_holds_is_left_alone_however_long(
+    site: Site, control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await site.workers(1)
+    task_id = await control.submit("chaos.gate", str(site.gate()))
+    await control.until_entered(task_id)
+
+    async def claimed() -> bool:
+        return any(task_id in heartbeat.running for heartbeat in (await present(control.broker)).values())
+
+    await eventually(claimed, timeout=30, what="the worker says that it holds the task")
+    await delete_consumer(control)
+    monkeypatch.setattr(module, "GRACE_S", 0.0)
+    monkeypatch.setattr(module, "LEASES_MISSED", 0)
+    async with running(control) as reconciler:
+        newer = await control.submit("chaos.quick")
+        await control.until_ended(newer)  # a sweep found this one, and saw the other
+        assert reconciler.repaired == 1
+    site.gate().touch()
+    await control.until_ended(task_id)
+    assert control.types(task_id) == ["submitted", "started", "completed"]
+
+
+async def test_a_consumer_made_anew_by_hand_does_not_take_work_from_a_living_worker(site: Site, control: Control) -> None:
+    """Such a consumer delivers the whole stream again: finished items are dropped, running ones left to their holder."""
+    await site.workers(2, concurrency=2)
+    finished = await control.submit("chaos.quick")
+    await control.until_ended(finished)
+    held = [await control.submit("chaos.gate", str(site.gate())) for _ in range(2)]
+    for task_id in held:
+        await control.until_entered(task_id)
+    await delete_consumer(control)
+    name = work_consumer(ROUTE)
+    config = ConsumerConfig(
+        durable_name=name,
+        filter_subject=work_filter(ROUTE),
+        ack_policy=AckPolicy.EXPLICIT,
+        deliver_policy=DeliverPolicy.ALL,
+        ack_wait=LEASE_S,
+        max_deliver=-1,
+    )
+    await control.broker.js.add_consumer(EVENTS, config)
+
+    renewed = asyncio.Semaphore(0)
+
+    async def count(message: Msg) -> None:
+        if message.data == IN_PROGRESS:
+            renewed.release()
+
+    await control.broker.nc.subscribe(f"$JS.ACK.{EVENTS}.{name}.>", cb=count)
+    async with asyncio.timeout(60):
+        for _ in range(18):  # three leases and more, of two items, each renewed three times a lease
+            await renewed.acquire()
+    site.gate().touch()
+    await control.until_ended(*held)
+    assert [control.types(task_id) for task_id in held] == [["submitted", "started", "completed"]] * 2
+    await control.until_nothing_outstanding()
+    await control.check()
+
+
+async def test_an_event_published_past_eventq_to_a_queue_without_consumer_is_found(site: Site, control: Control) -> None:
+    route = Route("cpu", "orphans", 7)
+    await site.workers(1, queues="default,orphans")
+    task_id = new_id()
+    submitted = Submitted(task_name="chaos.quick", pool="cpu", queue="orphans", priority=7, max_retries=0)
+    event, _ = task_event(task_id, ABSENT, submitted, source="test", at=datetime.now(UTC))
+    assert event.route == route
+    await control.broker.js.publish(event.subject, encode(event))
+    async with running(control):
+        await control.until_ended(task_id)
+    assert reasons(control, task_id) == ["reconciled"]
+    await control.check()
+
+
+async def test_timers_that_were_purged_are_made_up_for(site: Site, control: Control) -> None:
+    at = datetime.now(UTC) + timedelta(seconds=0.3)
+    task_ids = [await control.submit("chaos.quick", scheduled_at=at) for _ in range(3)]
+    await control.broker.js.purge_stream(TIMERS)
+    async with running(control):
+        await control.until(lambda: all(reasons(control, task_id) for task_id in task_ids), "all become ready")
+    assert all(reasons(control, task_id) == ["due"] for task_id in task_ids)
+    assert all(control.events(task_id)[-1].time >= at for task_id in task_ids)
+
+
+async def test_a_retry_whose_timer_was_purged_is_made_up_for(site: Site, control: Control) -> None:
+    await site.workers(1)
+    task_id = await control.submit("chaos.fail", 2, max_retries=1)
+    await control.until(lambda: control.status(task_id) is Status.RETRYING, "the first attempt fails")
+    await control.broker.js.purge_stream(TIMERS)
+    async with running(control):
+        await control.until_ended(task_id)
+    assert reasons(control, task_id) == ["retry_due"]
+    await control.check()
+
+
+async def test_an_attempt_whose_worker_and_consumer_are_both_gone_is_ended(site: Site, control: Control) -> None:
+    """The lease would have told, but the consumer that kept it is no more: presence is what is left."""
+    (doomed,) = await site.workers(1)
+    task_id = await control.submit("chaos.gate", str(site.gate()))
+    await control.until_entered(task_id)
+    doomed.kill()
+    await delete_consumer(control)
+    for worker_id in await present(control.broker):
+        await leave(control.broker, worker_id)  # what its lapse after 15 s does
+    await site.workers(1)
+    async with running(control):
+        await control.until_ended(task_id)
+    # The reconciler thought that the consumer was there; its next sweep saw that it was not.
+    assert reasons(control, task_id) == ["worker_lost", "reconciled"]
+    await control.check()
+
+
+async def test_a_reconciler_that_starts_late_knows_how_long_a_task_has_waited(
+    control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "GRACE_S", 2.0)
+    task_id = await control.submit("chaos.quick")
+    await delete_consumer(control)
+    stored_at = control.tasks[task_id][0].stored_at if control.tasks else datetime.now(UTC)
+    await eventually(lambda: datetime.now(UTC) - stored_at > timedelta(seconds=2), what="the task is old")
+    async with running(control):
+        await control.until(lambda: reasons(control, task_id), "the task is made ready again", timeout_s=30)
+
+
+async def test_waiting_work_is_left_where_it_is(site: Site, control: Control) -> None:
+    """Nobody serves the queue yet, the item waits in its consumer: nothing is lost and nothing to be done."""
+    task_ids = [await control.submit("chaos.quick") for _ in range(3)]
+    async with running(control) as reconciler:
+        marker = await control.submit("chaos.quick", queue="marker")
+        await delete_consumer(control, Route("cpu", "marker", 5))
+        await control.until(lambda: reasons(control, marker), "a sweep has found what is lost")
+        assert reconciler.repaired == 1
+    assert all(control.types(task_id) == ["submitted"] for task_id in task_ids)
