@@ -438,3 +438,23 @@ async def test_a_stream_without_a_broker_behind_it_is_not_hammered(broker: Broke
 
     assert the_appender(log).reopened <= 3
     await log.close()
+
+
+BAD_OUTCOMES = {
+    "acknowledged and lost": (Tally({"a", "b"}, {"a", "b"}), {"a": 1}),
+    "stored and never sent": (Tally({"a"}, {"a"}), {"a": 1, "b": 1}),
+    "stored twice": (Tally({"a"}, {"a"}), {"a": 2}),
+    "neither acknowledged nor refused": (Tally({"a", "b"}, {"a"}), {"a": 1, "b": 1}),
+}
+
+
+@pytest.mark.parametrize("what", BAD_OUTCOMES)
+def test_the_tally_notices(what: str) -> None:
+    tally, found = BAD_OUTCOMES[what]
+    with pytest.raises(AssertionError, match=what):
+        tally.check(found)
+
+
+def test_the_tally_takes_an_unknown_outcome_either_way() -> None:
+    Tally({"a", "b"}, {"a"}, {"b"}).check({"a": 1})
+    Tally({"a", "b"}, {"a"}, {"b"}).check({"a": 1, "b": 1})
