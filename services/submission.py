@@ -7,15 +7,27 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import nats.errors
 import orjson
+from nats.js.errors import APIError
 
 from eventq.events.catalogue import BlobRef, Submitted, TaskDeclaration
 from eventq.events.commands import SubmitTask
 from eventq.events.envelope import Trace
-from eventq.events.errors import IllegalTransition, InvalidInput, LogDamaged, TaskNotFound, Unavailable
+from eventq.events.errors import (
+    IllegalTransition,
+    InvalidInput,
+    LogDamaged,
+    LogUnavailable,
+    TaskNotFound,
+    Unavailable,
+    UnknownTask,
+)
+from eventq.events.failpoints import failpoint
 from eventq.events.handle import handle, read_task
 from eventq.events.ids import new_id
 from eventq.events.limits import INLINE_PAYLOAD_MAX_BYTES, SCHEDULE_AHEAD_MAX_S
+from eventq.events.subjects import EVENTS
 from eventq.events.task import ABSENT, Status, Task
 from eventq.events.timers import set_timer
 from eventq.services.api import SOURCE, Api
@@ -58,7 +70,7 @@ async def submit(api: Api, submission: Submission, trace: Trace) -> Accepted:
     if api.freshness.halted is not None:
         # What is appended to a damaged log would stand on ground that an operator may have to take away.
         raise Unavailable(f"the event log is damaged and takes no tasks: {api.freshness.halted.detail}")
-    declaration = await api.declarations.get(submission.task_name)
+    declaration = await _declaration(api, submission.task_name)
     now = datetime.now(UTC)
     _check_schedule(submission.scheduled_at, now)
     encoded = orjson.dumps({"args": submission.args, "kwargs": submission.kwargs})
@@ -70,6 +82,19 @@ async def submit(api: Api, submission: Submission, trace: Trace) -> Accepted:
     if len(encoded) > INLINE_PAYLOAD_MAX_BYTES:
         stored_input = await api.blobs.put_async(encoded, media_type="application/json")
     return await _store(api, _event(declaration, submission, stored_input), now, trace)
+
+
+async def _declaration(api: Api, task_name: str) -> TaskDeclaration:
+    """What a worker declared, be it an instant ago: a name is called unknown only once the whole log has been folded."""
+    try:
+        return await api.declarations.get(task_name)
+    except UnknownTask:
+        try:
+            facts = await api.log.broker.stream_facts(EVENTS)
+        except (nats.errors.Error, APIError, TimeoutError) as error:
+            raise LogUnavailable(f"nothing was stored: the broker does not tell where the log ends: {error!r}") from error
+        await api.freshness.wait_for_position(0 if facts is None else facts.last, api.limits.read_wait_s)
+        return await api.declarations.get(task_name)
 
 
 async def repeat(api: Api, task_id: str, origin: str, requested_by: str, trace: Trace) -> Accepted:
@@ -101,7 +126,9 @@ async def _store(api: Api, submitted: Submitted, now: datetime, trace: Trace) ->
     if submitted.scheduled_at is not None:
         await set_timer(api.log.broker, task_id, 1, submitted.scheduled_at)
     command = SubmitTask(submitted, now)
+    failpoint("submit.before_append")
     handled = await handle(api.log, task_id, command, source=SOURCE, trace=trace, task=ABSENT)
+    failpoint("submit.after_append")
     api.freshness.note_write(task_id, handled.task.version)
     return Accepted(task_id, now if handled.event is None else handled.event.time, submitted, handled.task)
 
