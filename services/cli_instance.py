@@ -6,14 +6,16 @@ the data directory; then the addresses that the settings' defaults give.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
-from eventq.events.errors import Unavailable
+from eventq.events.errors import LogUnavailable, Unavailable
 
 if TYPE_CHECKING:
     from eventq.events.broker import Broker
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from eventq.services.run_file import Run
     from eventq.services.settings import Loaded, Settings
 
+NATS_PORT = 4222
 REACH_S = 3.0
 """How long a command waits for a broker before it says that there is none."""
 
@@ -101,9 +104,25 @@ class Instance:
         from eventq.events.broker import Broker
         from eventq.services.logs import configure_logs
 
+        urls = self.settings.nats_url
+        if not await _listens(urls):
+            raise LogUnavailable(f"no broker listens at {urls}", url=urls, hint="start one with `eventq up`")
         configure_logs("error")  # to stderr: stdout belongs to the answer
-        async with await Broker.connect(self.settings.nats_url, name=f"eventq {role}", timeout_s=REACH_S) as broker:
+        async with await Broker.connect(urls, name=f"eventq {role}", timeout_s=REACH_S) as broker:
             yield broker
+
+
+async def _listens(urls: str) -> bool:
+    """Whether any of the comma-separated addresses accepts connections: a client would go on trying, a person would not."""
+    for url in map(urlsplit, urls.split(",")):
+        try:
+            async with asyncio.timeout(REACH_S):
+                _, writer = await asyncio.open_connection(url.hostname, url.port or NATS_PORT)
+        except (OSError, TimeoutError):
+            continue
+        writer.close()
+        return True
+    return False
 
 
 def _host(listening: str) -> str:
