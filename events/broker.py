@@ -154,8 +154,14 @@ async def check_durability(monitor_urls: str, *, accept_lazy_sync: bool) -> None
             "cannot tell whether the broker syncs every write to disk: set EVENTQ_NATS_MONITOR_URL to its monitoring "
             "address (http://host:8222), or EVENTQ_ACCEPT_LAZY_SYNC=true to do without the guarantee"
         )
-    for url in map(str.strip, monitor_urls.split(",")):
-        config = await asyncio.to_thread(_jetstream_config, url)
+    silent: list[BrokerUnfit] = []
+    urls = [url.strip() for url in monitor_urls.split(",")]
+    for url in urls:
+        try:
+            config = await asyncio.to_thread(_jetstream_config, url)
+        except BrokerUnfit as error:
+            silent.append(error)
+            continue
         if not config.get("sync_always"):
             raise BrokerUnfit(
                 f"the broker at {url} syncs to disk only every {config.get('sync_interval', 0) / 1e9:g} s: a power cut "
@@ -163,6 +169,11 @@ async def check_durability(monitor_urls: str, *, accept_lazy_sync: bool) -> None
                 "EVENTQ_ACCEPT_LAZY_SYNC=true to do without the guarantee",
                 url=url,
             )
+    if len(silent) == len(urls):
+        raise silent[0]
+    for error in silent:
+        # One broker of a cluster may be down; it is asked again by whoever starts when it is back.
+        log.warning("broker.durability_unknown", error=error.detail)
 
 
 def _jetstream_config(url: str) -> dict[str, Any]:
