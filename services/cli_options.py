@@ -52,7 +52,7 @@ def parse_pair(text: str) -> tuple[str, Any]:
 
 def parse_object(text: str | None, option: str) -> dict[str, Any]:
     """A JSON object; nothing is an empty one."""
-    value = {} if text is None else _parse_json(text, option)
+    value: Any = {} if text is None else _parse_json(text, option)
     if not isinstance(value, dict):
         raise InvalidInput(option, 'should be a JSON object like {"value": 1}', found=text)
     return cast("dict[str, Any]", value)
@@ -60,7 +60,7 @@ def parse_object(text: str | None, option: str) -> dict[str, Any]:
 
 def parse_array(text: str | None, option: str) -> list[Any]:
     """A JSON array; nothing is an empty one."""
-    value = [] if text is None else _parse_json(text, option)
+    value: Any = [] if text is None else _parse_json(text, option)
     if not isinstance(value, list):
         raise InvalidInput(option, "should be a JSON array like [1, 2]", found=text)
     return [*cast("Sequence[Any]", value)]
