@@ -67,6 +67,8 @@ class Execution:
             timer.cancel()
         if self.stop_reason is not None and not isinstance(outcome, Returned):
             return Stopped(self.stop_reason)
+        if isinstance(outcome, Stopped):
+            return Raised(ErrorInfo(type="TaskCancelled", message="the function cancelled itself: nobody had asked it to stop"))
         return outcome
 
     # On the loop
