@@ -171,9 +171,9 @@ async def check_durability(monitor_urls: str, *, accept_lazy_sync: bool) -> None
             )
     if len(silent) == len(urls):
         raise silent[0]
-    for error in silent:
+    for unanswered in silent:
         # One broker of a cluster may be down; it is asked again by whoever starts when it is back.
-        log.warning("broker.durability_unknown", error=error.detail)
+        log.warning("broker.durability_unknown", error=unanswered.detail)
 
 
 def _jetstream_config(url: str) -> dict[str, Any]:

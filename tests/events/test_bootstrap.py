@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,12 @@ async def test_a_monitoring_address_that_does_not_answer_is_named(own_nats_serve
     async with await connected(own_nats_server) as broker:
         with pytest.raises(BrokerUnfit, match=r"http://127\.0\.0\.1:1 does not answer"):
             await bootstrap(broker, BrokerConfig(monitor_urls="http://127.0.0.1:1"))
+
+
+async def test_one_silent_broker_of_a_cluster_is_no_obstacle(own_nats_server: NatsServer, config: BrokerConfig) -> None:
+    async with await connected(own_nats_server) as broker:
+        await bootstrap(broker, replace(config, monitor_urls=f"http://127.0.0.1:1,{config.monitor_urls}"))
+        assert await broker.stream_facts(EVENTS) is not None
 
 
 async def test_an_old_broker_is_refused(
