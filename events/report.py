@@ -6,16 +6,12 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-import nats.errors
 import orjson
-from nats.js.errors import APIError
 from pydantic import ValidationError
 from pydantic.dataclasses import dataclass as validated
 
-from eventq.events.broker import Broker
-from eventq.events.errors import LogDamaged, LogUnavailable
+from eventq.events.errors import LogDamaged
 from eventq.events.ids import new_id
-from eventq.events.subjects import PROGRESS, progress_subject
 
 
 @validated(frozen=True, slots=True)
@@ -58,9 +54,9 @@ class Report:
     data: Progress | Log
 
 
-async def publish_report(broker: Broker, task_id: str, attempt: int, source: str, data: Progress | Log) -> None:
-    """Store one message. Raises ``LogUnavailable`` where it may be lost."""
-    payload = orjson.dumps(
+def encode_report(task_id: str, attempt: int, source: str, data: Progress | Log) -> bytes:
+    """A message of ``task_id``'s attempt, written now by ``source``."""
+    return orjson.dumps(
         {
             "id": new_id(),
             "source": source,
@@ -73,10 +69,6 @@ async def publish_report(broker: Broker, task_id: str, attempt: int, source: str
         },
         option=orjson.OPT_UTC_Z,
     )
-    try:
-        await broker.js.publish(progress_subject(task_id), payload, stream=PROGRESS, timeout=5)
-    except (APIError, nats.errors.Error, TimeoutError) as error:
-        raise LogUnavailable(f"a progress line could not be stored: {error!r}") from error
 
 
 def decode_report(payload: bytes, subject: str) -> Report:

@@ -10,7 +10,8 @@ import structlog
 
 from eventq.events.broker import Broker
 from eventq.events.errors import LogUnavailable
-from eventq.events.report import Log, LogLine, Progress, publish_report
+from eventq.events.report import Log, LogLine, Progress
+from eventq.events.reporting import publish_report
 from eventq.workers.pacer import Pacer
 
 log = structlog.get_logger("eventq.reports")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import orjson
 from pydantic import BaseModel
 
 from eventq.events.errors import InvalidInput, PayloadTooLarge
@@ -14,10 +15,14 @@ RESULT_MAX_BYTES = 16 * 1024 * 1024
 
 
 def encode_result(value: Any) -> bytes:
-    """The value as JSON bytes. Pydantic models are dumped; NaN and other types raise :class:`InvalidInput`."""
+    """The value as JSON bytes. Pydantic models are dumped.
+
+    NaN, integers beyond 64 bits, lone surrogates and other types raise :class:`InvalidInput`.
+    """
     try:
         text = json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":"), default=_dump)
         encoded = text.encode()
+        orjson.dumps(json.loads(text))  # refuses integers that readers in other languages would round
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidInput("result", f"is not JSON: {error}", found=type(value).__name__) from None
     if len(encoded) > RESULT_MAX_BYTES:

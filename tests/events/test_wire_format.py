@@ -26,7 +26,8 @@ from eventq.events.commands import (
 from eventq.events.envelope import Trace
 from eventq.events.handle import handle
 from eventq.events.log import EventLog
-from eventq.events.report import Log, LogLine, Progress, publish_report
+from eventq.events.report import Log, LogLine, Progress
+from eventq.events.reporting import publish_report
 from eventq.events.timers import set_timer
 from tests.events.bare_client import stream_view, tap
 from tests.events.given import ERROR, submission

@@ -13,7 +13,8 @@ from eventq.events.broker import Broker
 from eventq.events.catalogue import Completed, Started
 from eventq.events.envelope import encode
 from eventq.events.errors import ProjectionLagging
-from eventq.events.report import Log, LogLine, Progress, publish_report
+from eventq.events.report import Log, LogLine, Progress
+from eventq.events.reporting import publish_report
 from eventq.events.subjects import EVENTS, PROGRESS
 from eventq.projections.projector import Projector
 from eventq.projections.queries import Queries

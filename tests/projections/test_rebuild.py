@@ -10,7 +10,8 @@ import pytest
 from eventq.events.bootstrap import BrokerConfig, bootstrap
 from eventq.events.broker import Broker
 from eventq.events.errors import LogDamaged
-from eventq.events.report import Log, LogLine, Progress, publish_report
+from eventq.events.report import Log, LogLine, Progress
+from eventq.events.reporting import publish_report
 from eventq.events.subjects import EVENTS
 from eventq.projections.projector import Projector
 from eventq.projections.queries import Queries

@@ -10,7 +10,8 @@ import pytest
 
 from eventq.events.commands import CancelTask
 from eventq.events.ids import new_id
-from eventq.events.report import Log, LogLine, Progress, publish_report
+from eventq.events.report import Log, LogLine, Progress
+from eventq.events.reporting import publish_report
 from eventq.events.subjects import PROGRESS
 from tests.services.backend import WORKER_ID, Backend
 from tests.support.poll import eventually
