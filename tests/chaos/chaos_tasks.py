@@ -32,7 +32,7 @@ AT_ONCE = RetryPolicy(initial_s=0.05, factor=1, jitter=0)
 def witness(context: Context, step: str) -> None:
     """One line, one write: lines of several processes do not mix."""
     line = {"task_id": context.task_id, "attempt": context.attempt, "step": step, "pid": os.getpid()}
-    handle = os.open(os.environ["CHAOS_WITNESS"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    handle = os.open(os.environ["WITNESS"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
         os.write(handle, json.dumps(line).encode() + b"\n")
     finally:

@@ -17,7 +17,10 @@ from eventq.services.child import NOTIFY_SOCKET, dying_with_parent
 from tests.support.poll import eventually_sync
 from tests.support.processes import alive
 
-LAUNCHER = Path(__file__).with_name("run_process.py")
+COMMAND = ("-m", "eventq.services.cli")
+LAUNCHER = (str(Path(__file__).with_name("run_process.py")),)
+"""For what the command line cannot say."""
+
 READY_S = 60.0
 END_S = 40.0
 
@@ -26,6 +29,7 @@ class Process:
     """Starts at once; :meth:`wait_ready` before it is relied upon. Its log is JSON lines in ``log_file``."""
 
     def __init__(self, role: str, log_file: Path, environment: Mapping[str, str]) -> None:
+        launcher = LAUNCHER if any(name.startswith("CHAOS_") for name in environment) else COMMAND
         self.role = role
         self.log_file = log_file
         self._folder = tempfile.TemporaryDirectory(prefix="eventq-")  # short: socket names end at 108 characters
@@ -34,7 +38,7 @@ class Process:
         self._ready.bind(address)
         with log_file.open("ab") as output:
             self._process = subprocess.Popen(
-                dying_with_parent([sys.executable, "-P", str(LAUNCHER), role]),
+                dying_with_parent([sys.executable, "-P", *launcher, role, "--json"]),
                 env={**os.environ, **environment, NOTIFY_SOCKET: address},
                 stdin=subprocess.DEVNULL,
                 stdout=output,

@@ -48,8 +48,11 @@ class Site:
         self.witness = folder / "witness"
         self.processes: list[Process] = []
 
-    def start(self, role: str, *, failpoints: str = "", bug: str = "", **settings: object) -> Process:
-        """Start a process; it is not ready yet. ``settings``: of ``EVENTQ_*``, in lower case."""
+    def start(
+        self, role: str, *, failpoints: str = "", bug: str = "", stop_s: float | None = None, **settings: object
+    ) -> Process:
+        """Start a process; it is not ready yet. ``settings``: of ``EVENTQ_*``, in lower case; ``bug`` and ``stop_s``: see
+        ``run_process.py``."""
         environment = {
             "EVENTQ_NATS_URL": self.server.url,
             "EVENTQ_NATS_MONITOR_URL": self.server.monitor_url,
@@ -60,26 +63,36 @@ class Site:
             "EVENTQ_CONCURRENCY": "4",
             "EVENTQ_API_PORT": "0",
             "EVENTQ_FAILPOINTS": failpoints,
-            "CHAOS_BUG": bug,
-            "CHAOS_STOP_S": "0.3",
-            "CHAOS_WITNESS": str(self.witness),
+            "WITNESS": str(self.witness),
             **{f"EVENTQ_{name.upper()}": str(value) for name, value in settings.items()},
         }
+        if bug:
+            environment["CHAOS_BUG"] = bug
+        if stop_s is not None:
+            environment["CHAOS_STOP_S"] = str(stop_s)
         process = Process(role, self.folder / f"{len(self.processes)}-{role}.log", environment)
         self.processes.append(process)
         return process
 
-    async def started(self, role: str, *, failpoints: str = "", bug: str = "", **settings: object) -> Process:
+    async def started(
+        self, role: str, *, failpoints: str = "", bug: str = "", stop_s: float | None = None, **settings: object
+    ) -> Process:
         """Start a process and wait until it is ready."""
-        process = self.start(role, failpoints=failpoints, bug=bug, **settings)
-        await asyncio.to_thread(process.wait_ready)
+        process = self.start(role, failpoints=failpoints, bug=bug, stop_s=stop_s, **settings)
+        await self.ready(process)
         return process
 
-    async def workers(self, count: int, *, failpoints: str = "", **settings: object) -> list[Process]:
-        """Start several workers at once and wait until all are ready."""
-        processes = [self.start("worker", failpoints=failpoints, bug="", **settings) for _ in range(count)]
+    async def ready(self, *processes: Process) -> None:
+        """Return once all of them said that they serve."""
         for process in processes:
             await asyncio.to_thread(process.wait_ready)
+
+    async def workers(
+        self, count: int, *, failpoints: str = "", stop_s: float | None = None, **settings: object
+    ) -> list[Process]:
+        """Start several workers at once and wait until all are ready."""
+        processes = [self.start("worker", failpoints=failpoints, bug="", stop_s=stop_s, **settings) for _ in range(count)]
+        await self.ready(*processes)
         return processes
 
     def visits(self) -> list[Visit]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -33,7 +33,7 @@ async def control(own_nats_server: NatsServer, tmp_path: Path) -> AsyncIterator[
 
 
 @asynccontextmanager
-async def running(control: Control) -> AsyncIterator[Promoter]:
+async def running(control: Control) -> AsyncGenerator[Promoter]:
     """A promoter at work."""
     promoter = Promoter(control.log)
     task = asyncio.create_task(promoter.run())

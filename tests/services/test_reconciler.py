@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -47,7 +47,7 @@ async def control(site: Site) -> AsyncIterator[Control]:
 
 
 @asynccontextmanager
-async def running(control: Control) -> AsyncIterator[Reconciler]:
+async def running(control: Control) -> AsyncGenerator[Reconciler]:
     """A reconciler at work."""
     reconciler = Reconciler(control.log, lease_s=LEASE_S)
     task = asyncio.create_task(reconciler.run())
