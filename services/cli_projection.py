@@ -14,6 +14,7 @@ from eventq.services.cli_options import ApiOption, ConfigOption, DataDirOption, 
 from eventq.services.output import Output, clean, span
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
     from rich.console import RenderableType
 
     from eventq.services.client import Client
@@ -66,14 +67,14 @@ async def _do(
     instance: Instance,
     output: Output,
     offline: bool,
-    through_api: Callable[[Client], Awaitable[Json]],
+    through_api: Callable[[Client], Awaitable[BaseModel]],
     on_file: Callable[[Instance], Awaitable[Json]],
 ) -> Json:
     """Through the API where one answers, for it owns the file; else on the file."""
     if not offline:
         try:
             async with instance.client() as client:
-                return await through_api(client)
+                return (await through_api(client)).model_dump(mode="json")
         except NoInstance:
             if instance.api is not None:
                 raise

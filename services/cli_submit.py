@@ -87,7 +87,7 @@ def submit(
         async with Instance(api=api, config=config, data_dir=data_dir).client() as client:
             if file is not None:
                 given.update(await _upload(client, file, given))
-            accepted = await client.submit(task_name, given, **options)
+            accepted = (await client.submit(task_name, given, **options)).model_dump(mode="json")
             return await answer_new_task(client, accepted, output, waits, wait_timeout)
 
     raise typer.Exit(asyncio.run(run()))
@@ -156,4 +156,4 @@ async def _upload(client: Client, file: Path, given: dict[str, Any]) -> dict[str
         raise InvalidInput("--file", f"becomes the argument `{FILE_ARGUMENT}`, which is given already")
     media_type = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
     blob = await client.upload(file, media_type=media_type)
-    return {FILE_ARGUMENT: blob["key"]}
+    return {FILE_ARGUMENT: blob.key}

@@ -26,6 +26,8 @@ from eventq.services.cli_submit import answer_new_task
 from eventq.services.output import Output
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from eventq.services.client import Client
 
 app = typer.Typer(name="task", help="Look at tasks, cancel and repeat them.", no_args_is_help=True)
@@ -174,26 +176,26 @@ def _statuses(names: list[str]) -> list[str]:
     return found
 
 
-def _ask(instance: Instance, question: Callable[[Client], Awaitable[dict[str, Any]]]) -> dict[str, Any]:
-    """One question to the API, in an event loop of its own."""
+def _ask(instance: Instance, question: Callable[[Client], Awaitable[BaseModel]]) -> dict[str, Any]:
+    """The JSON of one answer of the API, asked in an event loop of its own."""
 
     async def run() -> dict[str, Any]:
         async with instance.client() as client:
-            return await question(client)
+            return (await question(client)).model_dump(mode="json")
 
     return asyncio.run(run())
 
 
 def _again(
     instance: Instance,
-    repeat: Callable[[Client], Awaitable[dict[str, Any]]],
+    repeat: Callable[[Client], Awaitable[BaseModel]],
     output: Output,
     wait: bool,
     wait_timeout_s: float | None,
 ) -> None:
     async def run() -> ExitCode:
         async with instance.client() as client:
-            accepted = await repeat(client)
+            accepted = (await repeat(client)).model_dump(mode="json")
             return await answer_new_task(client, accepted, output, wait or wait_timeout_s is not None, wait_timeout_s)
 
     raise typer.Exit(asyncio.run(run()))

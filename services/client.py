@@ -3,12 +3,12 @@
 ::
 
     async with Client("http://127.0.0.1:8000") as client:
-        task = await client.submit("echo", {"message": "hello"})
-        done = await client.wait(task["task_id"])
-        print(done["status"], done["result"])
+        task = await client.submit("echo", {"value": "hello"})
+        done = await client.wait(task.task_id)
+        print(done.status, done.result)
 
-Answers are the API's JSON objects. What the API refuses is raised from the same tree of errors that the server uses,
-told apart by its code; a server that cannot be reached is :class:`Unavailable`.
+Answers are the API's own models (:mod:`eventq.services.answers`). What the API refuses is raised from the same tree of
+errors that the server uses, told apart by its code; a server that cannot be reached is :class:`Unavailable`.
 """
 
 from __future__ import annotations
@@ -21,15 +21,32 @@ from datetime import datetime
 from io import BytesIO
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import quote
 
+from pydantic import BaseModel
+
+from eventq.events.catalogue import BlobRef
 from eventq.events.errors import EventqError, Unavailable
+from eventq.services.answers import (
+    AgainAnswer,
+    CancelAnswer,
+    CompareAnswer,
+    HealthAnswer,
+    RebuildAnswer,
+    SubmitAnswer,
+    TaskAnswer,
+    TaskListAnswer,
+    TimelineAnswer,
+    VerifyAnswer,
+)
 
 if TYPE_CHECKING:
     from aiohttp import ClientResponse, ClientSession
 
 Json = dict[str, Any]
+M = TypeVar("M", bound=BaseModel)
+T = TypeVar("T", SubmitAnswer, TaskAnswer, CancelAnswer, AgainAnswer)
 
 FINISHED = frozenset({"COMPLETED", "FAILED", "TIMED_OUT", "CANCELLED"})
 POLL_FIRST_S, POLL_MAX_S = 0.02, 1.0
@@ -81,8 +98,8 @@ class Client:
         max_retries: int | None = None,
         timeout_seconds: float | None = None,
         scheduled_at: datetime | None = None,
-    ) -> Json:
-        """Submit a task; what is left out is as the task declares it. The answer has ``task_id`` and ``version``.
+    ) -> SubmitAnswer:
+        """Submit a task; what is left out is as the task declares it.
 
         When this raises ``LogUnavailable`` or ``Unavailable``, the task may have been accepted or not.
         """
@@ -95,29 +112,29 @@ class Client:
         }
         body: Json = {"task_name": task_name, "task_args": list(args), "task_kwargs": dict(kwargs or {})}
         body |= {name: value for name, value in options.items() if value is not None}
-        return self._seen(await self._json("POST", "/tasks", json=body))
+        return self._seen(await self._ask(SubmitAnswer, "POST", "/tasks", json=body))
 
-    async def get(self, task_id: str, *, min_version: int | None = None, as_of: int | datetime | None = None) -> Json:
+    async def get(self, task_id: str, *, min_version: int | None = None, as_of: int | datetime | None = None) -> TaskAnswer:
         """The task, at least as new as what this client has seen of it. ``as_of``: as it was at a position or time."""
         params: dict[str, str] = {}
         if as_of is not None:
             params["as_of"] = as_of.isoformat() if isinstance(as_of, datetime) else str(as_of)
         else:
             params["min_version"] = str(max(min_version or 0, self._versions.get(task_id, 0)))
-        answer = await self._json("GET", _task(task_id), params=params)
+        answer = await self._ask(TaskAnswer, "GET", _task(task_id), params=params)
         return answer if as_of is not None else self._seen(answer)
 
-    async def wait(self, task_id: str, *, timeout_s: float | None = None) -> Json:
+    async def wait(self, task_id: str, *, timeout_s: float | None = None) -> TaskAnswer:
         """The task once it has finished, whichever way. Raises ``TimeoutError`` after ``timeout_s`` seconds."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         pause_s = POLL_FIRST_S
         while True:
             task = await self.get(task_id)
-            if task["status"] in FINISHED:
+            if task.status in FINISHED:
                 return task
             left_s = float("inf") if deadline is None else deadline - time.monotonic()
             if left_s <= 0:
-                raise TimeoutError(f"task {task_id} is {task['status']} after {timeout_s:g} s")
+                raise TimeoutError(f"task {task_id} is {task.status} after {timeout_s:g} s")
             await asyncio.sleep(min(pause_s * random.uniform(0.8, 1.2), left_s))
             pause_s = min(pause_s * 1.5, POLL_MAX_S)
 
@@ -133,8 +150,8 @@ class Client:
         sort_by: str = "created_at",
         sort_order: str = "desc",
         min_position: int | None = None,
-    ) -> Json:
-        """A page of tasks: ``total``, ``tasks``, ``as_of``."""
+    ) -> TaskListAnswer:
+        """A page of tasks, and of how many."""
         options = {
             "priority": priority,
             "queue_name": queue_name,
@@ -147,55 +164,55 @@ class Client:
         }
         params = [(name, str(value)) for name, value in options.items() if value is not None]
         params += [("status", name) for name in ([status] if isinstance(status, str) else status)]
-        return await self._json("GET", "/tasks", params=params)
+        return await self._ask(TaskListAnswer, "GET", "/tasks", params=params)
 
-    async def cancel(self, task_id: str, *, reason: str | None = None) -> Json:
+    async def cancel(self, task_id: str, *, reason: str | None = None) -> CancelAnswer:
         """Cancel it. ``status`` is still ``RUNNING`` in the answer where its worker has not stopped it yet."""
-        return self._seen(await self._json("POST", f"{_task(task_id)}/cancel", json={"reason": reason}))
+        return self._seen(await self._ask(CancelAnswer, "POST", f"{_task(task_id)}/cancel", json={"reason": reason}))
 
-    async def retry(self, task_id: str) -> Json:
+    async def retry(self, task_id: str) -> AgainAnswer:
         """Run a failed, cancelled or timed-out task again, as a new task that refers to it."""
-        return self._seen(await self._json("POST", f"{_task(task_id)}/retry"))
+        return self._seen(await self._ask(AgainAnswer, "POST", f"{_task(task_id)}/retry"))
 
-    async def replay(self, task_id: str) -> Json:
+    async def replay(self, task_id: str) -> AgainAnswer:
         """Run any finished task again, as a new task that refers to it."""
-        return self._seen(await self._json("POST", f"{_task(task_id)}/replay"))
+        return self._seen(await self._ask(AgainAnswer, "POST", f"{_task(task_id)}/replay"))
 
-    async def timeline(self, task_id: str) -> Json:
+    async def timeline(self, task_id: str) -> TimelineAnswer:
         """The task's whole story: events, progress, log lines."""
         params = {"min_version": str(self._versions.get(task_id, 0))}
-        return await self._json("GET", f"{_task(task_id)}/timeline", params=params)
+        return await self._ask(TimelineAnswer, "GET", f"{_task(task_id)}/timeline", params=params)
 
-    async def compare(self, task_id: str, other_id: str) -> Json:
+    async def compare(self, task_id: str, other_id: str) -> CompareAnswer:
         """What two tasks have in common, and how long each took."""
-        return await self._json("GET", f"{_task(task_id)}/compare/{quote(other_id, safe='')}")
+        return await self._ask(CompareAnswer, "GET", f"{_task(task_id)}/compare/{quote(other_id, safe='')}")
 
-    async def health(self) -> Json:
+    async def health(self) -> HealthAnswer:
         """The server's health; ``status`` may be ``unhealthy``, which is an answer and not an error."""
-        return await self._json("GET", "/health", expected=(200, 503))
+        return await self._ask(HealthAnswer, "GET", "/health", expected=(200, 503))
 
-    async def verify_projection(self) -> Json:
+    async def verify_projection(self) -> VerifyAnswer:
         """Whether the server's tables are the fold of the log (``equal``); takes as long as folding takes."""
-        return await self._json("POST", "/projection/verify", timeout_s=None, stall_s=None)
+        return await self._ask(VerifyAnswer, "POST", "/projection/verify", timeout_s=None, stall_s=None)
 
-    async def rebuild_projection(self) -> Json:
+    async def rebuild_projection(self) -> RebuildAnswer:
         """Make the server's tables anew from the log; takes as long as folding takes."""
-        return await self._json("POST", "/projection/rebuild", timeout_s=None, stall_s=None)
+        return await self._ask(RebuildAnswer, "POST", "/projection/rebuild", timeout_s=None, stall_s=None)
 
     async def upload(
         self, source: bytes | Path | AsyncIterable[bytes], *, media_type: str = "application/octet-stream"
-    ) -> Json:
+    ) -> BlobRef:
         """Store a file. The answer is a reference that tasks take as input."""
         data = _chunks(source) if isinstance(source, Path) else BytesIO(source) if isinstance(source, bytes) else source
         headers = {"Content-Type": media_type}
-        return await self._json("POST", "/blobs", data=data, headers=headers, timeout_s=None)
+        return await self._ask(BlobRef, "POST", "/blobs", data=data, headers=headers, timeout_s=None)
 
-    async def download(self, blob: Json | str, target: Path) -> int:
+    async def download(self, blob: BlobRef | str, target: Path) -> int:
         """Store a blob (by reference or key) in ``target``; answers its size in bytes.
 
         ``target`` appears only once it is complete.
         """
-        key = blob if isinstance(blob, str) else str(blob["key"])
+        key = blob if isinstance(blob, str) else blob.key
         part = target.with_name(f".{target.name}.part")
         size = 0
         try:
@@ -220,8 +237,9 @@ class Client:
         except (ClientError, TimeoutError) as error:
             raise _unreachable(self._root, error) from error
 
-    async def _json(
+    async def _ask(
         self,
+        answer: type[M],
         method: str,
         path: str,
         *,
@@ -229,7 +247,7 @@ class Client:
         stall_s: float | None = STALL_S,
         expected: tuple[int, ...] = (),
         **options: Any,
-    ) -> Json:
+    ) -> M:
         from aiohttp import ClientError
 
         timeout = _timeout(self._timeout_s if timeout_s == -1 else timeout_s, stall_s)
@@ -237,8 +255,7 @@ class Client:
             async with self._opened().request(method, self._root + path, timeout=timeout, **options) as response:
                 if response.status >= 400 and response.status not in expected:
                     raise await _error(response)
-                answer: Json = await response.json()
-                return answer
+                return answer.model_validate_json(await response.read())
         except (ClientError, TimeoutError) as error:
             raise _unreachable(self._root, error) from error
 
@@ -249,10 +266,9 @@ class Client:
             self._session = ClientSession(cookie_jar=DummyCookieJar())
         return self._session
 
-    def _seen(self, answer: Json) -> Json:
+    def _seen(self, answer: T) -> T:
         """Remember the version, so that a later read from any replica is not older than this answer."""
-        task_id = answer["task_id"]
-        self._versions[task_id] = max(self._versions.get(task_id, 0), answer["version"])
+        self._versions[answer.task_id] = max(self._versions.get(answer.task_id, 0), answer.version)
         return answer
 
 

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.progress import TaskID
 
+    from eventq.services.answers import SubmitAnswer
+
 BUDGET_S = 45.0
 """For the tasks; starting, proving and stopping take some seconds more."""
 
@@ -108,26 +110,26 @@ async def _run(settings: Settings, story: Story, output: Output, gpu: bool) -> b
 async def _play(client: Client, story: Story, output: Output) -> None:
     began = time.monotonic()
     accepted = await asyncio.gather(*(_submit(client, job) for job in story.jobs))
-    ids = [answer["task_id"] for answer in accepted]
+    ids = [answer.task_id for answer in accepted]
     output.note(f"submitted {len(ids)} tasks, {sum(job.file is not None for job in story.jobs)} with a file of their own")
     with Board(output, story.jobs) as board:
         while not story.finished and time.monotonic() - began < BUDGET_S:
-            page = await client.list(limit=len(ids))
+            page = (await client.list(limit=len(ids))).model_dump(mode="json")
             tasks = {task["task_id"]: task for task in page["tasks"]}
             story.tasks = {task_id: tasks[task_id] for task_id in ids if task_id in tasks}
             board.show(list(story.tasks.values()))
             await asyncio.sleep(POLL_S)
     story.seconds = time.monotonic() - began
-    story.timeline = await client.timeline(ids[_most_eventful(story)])
-    story.proof = await client.verify_projection()
+    story.timeline = (await client.timeline(ids[_most_eventful(story)])).model_dump(mode="json")
+    story.proof = (await client.verify_projection()).model_dump(mode="json")
     if not output.as_json:
         output.stdout.print(_findings(story))
 
 
-async def _submit(client: Client, job: Job) -> dict[str, Any]:
+async def _submit(client: Client, job: Job) -> SubmitAnswer:
     kwargs = dict(job.kwargs)
     if job.file is not None:
-        kwargs["blob"] = (await client.upload(job.file, media_type=job.media_type))["key"]
+        kwargs["blob"] = (await client.upload(job.file, media_type=job.media_type)).key
     at = datetime.now(UTC) + timedelta(seconds=job.delay_s) if job.delay_s else None
     return await client.submit(job.task_name, kwargs, scheduled_at=at)
 

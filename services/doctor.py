@@ -237,9 +237,9 @@ async def _api(instance: Instance) -> Finding:
         return Finding(FAIL if expected else WARN, "API", f"none answers at {instance.api_url}", fix)
     except EventqError as error:
         return Finding(FAIL, "API", f"{instance.api_url}: {error.detail}", "is something else listening there?")
-    status = {"healthy": OK, "degraded": WARN}.get(health["status"], FAIL)
-    problems = "; ".join(f"{name}: {problem}" for name, problem in health["problems"].items())
-    detail = f"{instance.api_url} is {health['status']}{': ' if problems else ''}{problems}"
+    status = {"healthy": OK, "degraded": WARN}.get(health.status, FAIL)
+    problems = "; ".join(f"{name}: {problem}" for name, problem in health.problems.items())
+    detail = f"{instance.api_url} is {health.status}{': ' if problems else ''}{problems}"
     hint = "see the finding on that part, and logs/api.log of its data directory"
     return Finding(status, "API", detail, None if status == OK else hint)
 

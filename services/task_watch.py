@@ -21,7 +21,7 @@ async def watch_task(client: Client, task_id: str, show: Callable[[Json], None],
     deadline = float("inf") if timeout_s is None else time.monotonic() + timeout_s
     pause_s = POLL_FIRST_S
     while True:
-        task = await client.get(task_id)
+        task = (await client.get(task_id)).model_dump(mode="json")
         show(task)
         left_s = deadline - time.monotonic()
         if task["status"] in FINISHED or left_s <= 0:

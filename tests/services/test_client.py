@@ -24,33 +24,33 @@ async def client(backend: Backend) -> AsyncIterator[Client]:
 
 
 async def test_submit_wait_and_look(backend: Backend, client: Client) -> None:
-    task_id = (await client.submit("resize", {"width": 5}, priority=8))["task_id"]
-    assert (await client.get(task_id))["status"] == "PENDING"
+    task_id = (await client.submit("resize", {"width": 5}, priority=8)).task_id
+    assert (await client.get(task_id)).status == "PENDING"
     waiting = asyncio.create_task(client.wait(task_id, timeout_s=10))
     await backend.complete(task_id, {"ok": 1})
-    assert (await waiting)["result"] == {"ok": 1}
+    assert (await waiting).result == {"ok": 1}
     story = await client.timeline(task_id)
-    assert [event["event_type"] for event in story["events"]] == ["submitted", "started", "completed"]
-    assert (await client.list(status=["COMPLETED", "FAILED"], priority=8))["total"] == 1
-    assert (await client.list(status="PENDING"))["total"] == 0
-    assert (await client.get(task_id, as_of=datetime.now(UTC)))["status"] == "COMPLETED"
+    assert [event.event_type for event in story.events] == ["submitted", "started", "completed"]
+    assert (await client.list(status=["COMPLETED", "FAILED"], priority=8)).total == 1
+    assert (await client.list(status="PENDING")).total == 0
+    assert (await client.get(task_id, as_of=datetime.now(UTC))).status == "COMPLETED"
 
 
 async def test_wait_has_a_bound(client: Client) -> None:
-    task_id = (await client.submit("echo", scheduled_at=datetime.now(UTC) + timedelta(hours=1)))["task_id"]
+    task_id = (await client.submit("echo", scheduled_at=datetime.now(UTC) + timedelta(hours=1))).task_id
     with pytest.raises(TimeoutError, match="SCHEDULED"):
         await client.wait(task_id, timeout_s=0.1)
 
 
 async def test_cancel_retry_replay_and_compare(backend: Backend, client: Client) -> None:
-    task_id = (await client.submit("resize", args=[5]))["task_id"]
-    assert (await client.cancel(task_id, reason="why not"))["status"] == "CANCELLED"
+    task_id = (await client.submit("resize", args=[5])).task_id
+    assert (await client.cancel(task_id, reason="why not")).status == "CANCELLED"
     again = await client.retry(task_id)
-    await backend.complete(again["task_id"])
-    await client.wait(again["task_id"], timeout_s=10)
-    third = await client.replay(again["task_id"])
-    assert third["original_task_id"] == again["task_id"]
-    assert (await client.compare(again["task_id"], third["task_id"]))["same_args"] is True
+    await backend.complete(again.task_id)
+    await client.wait(again.task_id, timeout_s=10)
+    third = await client.replay(again.task_id)
+    assert third.original_task_id == again.task_id
+    assert (await client.compare(again.task_id, third.task_id)).same_args is True
 
 
 async def test_refusals_are_raised_as_what_they_are(client: Client) -> None:
@@ -62,7 +62,7 @@ async def test_refusals_are_raised_as_what_they_are(client: Client) -> None:
     assert (invalid.value.fields["field"], invalid.value.fields["limit"]) == ("/task_kwargs/width", 1)
     with pytest.raises(TaskNotFound):
         await client.get(new_id())
-    task_id = (await client.submit("resize", {"width": 5}))["task_id"]
+    task_id = (await client.submit("resize", {"width": 5})).task_id
     with pytest.raises(IllegalTransition):
         await client.retry(task_id)
 
@@ -77,11 +77,11 @@ async def test_files_go_up_and_come_down(backend: Backend, client: Client, tmp_p
     source, target = tmp_path / "in.bin", tmp_path / "out.bin"
     source.write_bytes(b"0123456789" * 100_000)
     blob = await client.upload(source, media_type="text/plain")
-    assert blob["size_bytes"] == 1_000_000
+    assert blob.size_bytes == 1_000_000
     assert await client.download(blob, target) == 1_000_000
     assert target.read_bytes() == source.read_bytes()
-    assert (await client.upload(source.read_bytes()))["key"] == blob["key"]
-    assert (await client.health())["checks"]["database"] == "healthy"
+    assert (await client.upload(source.read_bytes())).key == blob.key
+    assert (await client.health()).checks["database"] == "healthy"
 
 
 def test_importing_the_client_loads_no_http_library() -> None:
