@@ -7,14 +7,12 @@ share one durable consumer, and the version check lets one of them win where two
 
 from __future__ import annotations
 
-import asyncio
 from datetime import UTC, datetime
 
 import nats.errors
 import orjson
 import structlog
 from nats.aio.msg import Msg
-from nats.js.errors import APIError
 
 from eventq.events.commands import PromoteTask
 from eventq.events.errors import Conflict, InvalidInput, TaskNotFound, Unavailable
@@ -22,14 +20,16 @@ from eventq.events.failpoints import failpoint
 from eventq.events.handle import handle, read_task
 from eventq.events.ids import check_id
 from eventq.events.log import EventLog
+from eventq.events.pull import Pull
 from eventq.events.subjects import TIMER_CONSUMER, TIMERS
 from eventq.events.task import Task
 from eventq.events.timers import set_timer
 
 log = structlog.get_logger("eventq.promoter")
 
-BATCH = 500
-FETCH_S = 2.0
+IN_HAND_MAX = 1_000
+"""Hints answered at once."""
+
 EARLY_DELAY_S = 1.0
 EARLY_MAX = 10
 """A timer is set before the event that waits for it. One that fires in between comes again this often, a second apart."""
@@ -46,21 +46,15 @@ class Promoter:
 
     async def run(self) -> None:
         """Answer timers as they fire."""
-        broker = self._log.broker
-        while True:
-            subscription = await broker.js.pull_subscribe_bind(TIMER_CONSUMER, stream=TIMERS)
-            try:
-                while True:
-                    try:
-                        messages = await subscription.fetch(BATCH, timeout=FETCH_S)
-                    except TimeoutError:
-                        continue
-                    await asyncio.gather(*(self._answer(message) for message in messages))
-            except (nats.errors.Error, APIError) as error:
-                log.warning("promoter.waiting_for_broker", error=repr(error))
-                await asyncio.sleep(FETCH_S)
+        await Pull(self._log.broker, TIMERS, TIMER_CONSUMER, self._answer, limit=IN_HAND_MAX).run()
 
     async def _answer(self, message: Msg) -> None:
+        try:
+            await self._settle(message)
+        except nats.errors.Error as error:
+            log.warning("promoter.left_to_redelivery", subject=message.subject, error=repr(error))
+
+    async def _settle(self, message: Msg) -> None:
         hint = _read_hint(message.data)
         if hint is None:
             log.warning("promoter.not_a_hint", subject=message.subject)
