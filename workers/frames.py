@@ -9,7 +9,9 @@ from typing import Any
 
 import orjson
 
-FRAME_MAX_BYTES = 32 * 1024 * 1024
+FRAME_MAX_BYTES = 40 * 1024 * 1024
+"""Room for the largest result (16 MiB) even where each of its bytes is escaped once more on the way."""
+
 _LENGTH = struct.Struct("!I")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -92,7 +93,7 @@ async def test_everything_killed_at_once_goes_on_where_it_was(site: Site, contro
         for task_id in running:
             await control.until_entered(task_id)
         for process in processes:
-            process.signal(9)
+            process.signal(signal.SIGKILL)
         site.server.kill()
         for process in processes:
             process.wait()

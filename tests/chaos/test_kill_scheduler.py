@@ -16,7 +16,7 @@ async def test_a_scheduler_killed_while_it_promotes_loses_and_doubles_nothing(si
     doomed = site.start("scheduler", failpoints=f"{step}=kill@4")
     await site.workers(1)
     await site.ready(doomed)
-    due = {}
+    due: dict[str, datetime] = {}
     for number in range(8):
         at = datetime.now(UTC) + timedelta(milliseconds=200 + 50 * number)
         due[await control.submit("chaos.quick", scheduled_at=at)] = at
