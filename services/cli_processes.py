@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable, Coroutine
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +13,7 @@ import typer
 
 from eventq.services.cli_instance import Instance
 from eventq.services.cli_options import ConfigOption, DataDirOption, JsonOption, NatsOption
-from eventq.services.output import Output
+from eventq.services.output import Output, clean
 
 if TYPE_CHECKING:
     from eventq.services.settings import Settings
@@ -52,7 +53,10 @@ def start_up(
         output.note("Ctrl-C stops it")
         await asyncio.Event().wait()
 
-    raise typer.Exit(asyncio.run(up(settings, output.note, stay, gpu=gpu)))
+    def report(line: str) -> None:
+        print(clean(line), file=sys.stderr)  # also with --json: that a process crashed must not be silent
+
+    raise typer.Exit(asyncio.run(up(settings, report, stay, gpu=gpu)))
 
 
 def run_demo(
