@@ -93,6 +93,8 @@ class Execution:
         if not running.done():
             # A coroutine cannot be killed. Its slot is freed and its outcome recorded; it runs on as a ghost.
             log.error("execution.coroutine_ignores_cancel", task_id=self._task_id, task_name=self._function.name)
+            host.ghosts.add(running)
+            running.add_done_callback(host.ghosts.discard)
             return Raised(ErrorInfo(type="Unstoppable", message="the coroutine ignores its cancellation"))
         return Stopped(StopReason.CANCELLED) if running.cancelled() else running.result()
 
@@ -138,18 +140,23 @@ class Execution:
         await child.ask()
         await asyncio.sleep(self._stop_s)
         self._on_step("SIGTERM")
-        await child.end(self._stop_s)
+        try:
+            await child.end(self._stop_s)
+        finally:
+            await child.kill()  # also where the function has returned after all: the signal may hit the next one
 
     def _on_step(self, step: str) -> None:
         self._on_report(LogLine(f"{step}: {self.stop_reason}", "warning"))
 
 
 class LoopHost:
-    """What async functions of this worker share."""
+    """What async functions of this worker share. ``ghosts``: those that ignored their cancellation and run on; only the
+    end of the process ends them."""
 
     def __init__(self, blobs: BlobStore, inputs: Inputs) -> None:
         self.blobs = blobs
         self.inputs = inputs
+        self.ghosts: set[asyncio.Task[Outcome]] = set()
 
 
 class _LoopContextHost:

@@ -104,6 +104,11 @@ class Worker:
         """What was done so far."""
         return self._shop.counts
 
+    @property
+    def ghosts(self) -> int:
+        """How many coroutines ignored their cancellation and still run: the event loop will not end by itself."""
+        return len(self._shop.loop_host.ghosts)
+
     async def run(self, stop: asyncio.Event, on_ready: asyncio.Event | None = None) -> None:
         """Work until ``stop`` is set, then stop gracefully. ``on_ready`` is set once work is taken.
 

@@ -300,3 +300,14 @@ def device(context: Context) -> dict[str, Any]:
 @task(name="chaos.refuses_here", queue="elsewhere")
 async def refuses_here() -> None:
     """A task of a queue that nobody serves unless a test says so."""
+
+
+@task(name="chaos.tidy_plain")
+def tidy_plain(context: Context) -> dict[str, Any]:
+    """Deaf to requests, but returns in good order at SIGTERM."""
+    ended = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: ended.set())
+    with witnessed(context):
+        while not ended.is_set():
+            time.sleep(POLL_S)
+    return done(context)

@@ -76,9 +76,13 @@ class Process:
         self.signal(signal.SIGKILL)
         self._process.wait(END_S)
 
+    def signal_stop(self) -> None:
+        """SIGTERM: it shall stop in good order."""
+        self.signal(signal.SIGTERM)
+
     def stop(self) -> int:
         """SIGTERM, and wait for the end; its exit code."""
-        self.signal(signal.SIGTERM)
+        self.signal_stop()
         return self.wait()
 
     def pause(self) -> None:
