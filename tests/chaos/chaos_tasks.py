@@ -306,7 +306,11 @@ async def refuses_here() -> None:
 def tidy_plain(context: Context) -> dict[str, Any]:
     """Deaf to requests, but returns in good order at SIGTERM."""
     ended = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: ended.set())
+
+    def end(*_: object) -> None:
+        ended.set()
+
+    signal.signal(signal.SIGTERM, end)
     with witnessed(context):
         while not ended.is_set():
             time.sleep(POLL_S)

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
+from tests.chaos.checker import violations
 from tests.chaos.process import Process
 from tests.chaos.site import Control, Site
 from tests.support.nats import NatsServer
@@ -43,3 +44,10 @@ async def control(site: Site) -> AsyncIterator[Control]:
     """This test's connection to the site."""
     async with await Control.open(site) as control:
         yield control
+
+
+@pytest.fixture
+async def good_history(control: Control) -> AsyncIterator[None]:
+    """Whatever the test does: afterwards the history of all tasks is a good one, finished or not."""
+    yield
+    assert violations(await control.history(), finished=False) == []

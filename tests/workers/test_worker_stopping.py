@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from contextlib import suppress
 from functools import partial
 
@@ -13,20 +12,13 @@ from eventq.events.catalogue import Cancelled, Completed, Queued, Retrying, Time
 from eventq.events.envelope import decode
 from eventq.events.errors import IllegalTransition
 from eventq.events.task import Status
-from tests.chaos.checker import violations
 from tests.chaos.process import Process
 from tests.chaos.site import Control, Site
 from tests.support.poll import eventually
 from tests.support.processes import dead
 from tests.workers.conftest import CAPACITY, STOP_S
 
-
-@pytest.fixture(autouse=True)
-async def no_violations(control: Control) -> AsyncIterator[None]:
-    """Whatever a test did: in the end the history is a good one."""
-    yield
-    assert violations(await control.history(), finished=False) == []
-
+pytestmark = pytest.mark.usefixtures("good_history")
 
 # Time-outs
 
@@ -150,9 +142,9 @@ async def test_a_cancelled_retry_stays_cancelled(control: Control, shared_worker
 # The worker's end
 
 
-async def started_worker(site: Site, queue: str, **settings: object) -> Process:
+async def started_worker(site: Site, queue: str, *, grace_s: float = 20, concurrency: int = CAPACITY) -> Process:
     """A worker of the test's own: nobody else serves its queue."""
-    return await site.started("worker", stop_s=STOP_S, queues=queue, **settings)
+    return await site.started("worker", stop_s=STOP_S, queues=queue, grace_s=grace_s, concurrency=concurrency)
 
 
 async def test_a_worker_asked_to_stop_finishes_what_runs_and_takes_no_more(site: Site, control: Control) -> None:
