@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from uuid_utils.compat import uuid7
+from uuid_utils import uuid7
 
 from eventq.events.errors import InvalidInput
 from eventq.events.limits import ID_MAX_CHARS, NAME_MAX_CHARS, TASK_NAME_MAX_CHARS
