@@ -7,6 +7,7 @@ Stopping escalates. An async function is cancelled; a plain one is asked through
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -47,6 +48,7 @@ class Execution:
         self._stop_s = stop_s
         self._on_report = on_report
         self._stopping = asyncio.Event()
+        self._wake: Callable[[], None] | None = None
         self.stop_reason: StopReason | None = None
 
     def stop(self, reason: StopReason) -> None:
@@ -54,6 +56,8 @@ class Execution:
         if self.stop_reason is None:
             self.stop_reason = reason
             self._stopping.set()
+            if self._wake is not None:
+                self._wake()
 
     async def run(self, args: list[Any], kwargs: dict[str, Any], host: LoopHost | ChildPool) -> Outcome:
         """Run the function where it belongs; answers only when it has ended (or an async one was given up)."""
@@ -84,9 +88,7 @@ class Execution:
             inputs=host.inputs,
         )
         running = asyncio.create_task(self._call(context, args, kwargs))
-        stopping = asyncio.create_task(self._stopping.wait())
-        await asyncio.wait((running, stopping), return_when=asyncio.FIRST_COMPLETED)
-        stopping.cancel()
+        await self._until_stopped_or(running)
         if not running.done():
             running.cancel()
             await asyncio.wait((running,), timeout=self._stop_s)
@@ -97,6 +99,20 @@ class Execution:
             running.add_done_callback(host.ghosts.discard)
             return Raised(ErrorInfo(type="Unstoppable", message="the coroutine ignores its cancellation"))
         return Stopped(StopReason.CANCELLED) if running.cancelled() else running.result()
+
+    async def _until_stopped_or(self, running: asyncio.Task[Outcome]) -> None:
+        """As ``asyncio.wait`` for either, without a task of its own that waits for the stop."""
+        over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def wake(_: object = None) -> None:
+            if not over.done():
+                over.set_result(None)
+
+        self._wake = wake
+        running.add_done_callback(wake)
+        if self.stop_reason is not None:
+            wake()
+        await over
 
     async def _call(self, context: Context, args: list[Any], kwargs: dict[str, Any]) -> Outcome:
         try:
