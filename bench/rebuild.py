@@ -7,6 +7,7 @@ The baseline is the bare reader: the same messages received and thrown away.
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from datetime import UTC, datetime
 
 from bench.bed import Plan, open_bed
@@ -25,39 +26,52 @@ AT_ONCE = 64
 """Tasks whose events are interleaved in the log, as those of a busy worker are."""
 
 EVENTS_PER_S_LEAST = 30_000
+READ = "the same events read and thrown away"
 
 
 async def measure(plan: Plan) -> list[Figure]:
     """Events a second and the size of the file, each time on a fresh file from the same log."""
     events = plan.size(120_000, 400)
-    rates, baselines, sizes, log_sizes = list[float](), list[float](), list[float](), list[float]()
+    found: dict[str, list[float]] = defaultdict(list)
     async with open_bed("default") as bed, await Broker.connect(bed.server.url, name="bench rebuild") as broker:
         plan.note(f"rebuild: writing {events} events")
         events = await fill(broker, events)
         for run in range(plan.runs):
             plan.note(f"rebuild, run {run + 1}")
-            baselines.append(await read_only(broker))
+            cpu_began = time.process_time()
+            found["read per_s"].append(await read_only(broker))
+            cpu_read = time.process_time()
             folder = bed.settings.data_dir / f"projection-{run}"
             rebuilt = await rebuild_offline(folder, broker)
-            rates.append(rebuilt.position / rebuilt.seconds)
-            sizes.append(sum(file.stat().st_size for file in folder.glob("*.duckdb")) / events)
-            log_sizes.append(await _log_bytes(broker) / events)
+            found["read cpu_us"].append((cpu_read - cpu_began) / events * 1e6)
+            found["fold cpu_us"].append((time.process_time() - cpu_read) / events * 1e6)
+            found["fold per_s"].append(rebuilt.position / rebuilt.seconds)
+            found["file bytes"].append(sum(file.stat().st_size for file in folder.glob("*.duckdb")) / events)
+            found["log bytes"].append(await _log_bytes(broker) / events)
     conditions = f"{events} events of {events // 3} tasks, read and folded in one process"
     return [
         Figure(
             name="rebuild",
             unit="events/s",
-            values=rates,
-            baseline=Baseline("the same events read and thrown away", baselines),
+            values=found["fold per_s"],
+            baseline=Baseline(READ, found["read per_s"]),
             conditions=conditions,
             sync="default",
             aim=None if plan.quick else Aim(least=EVENTS_PER_S_LEAST),
         ),
         Figure(
+            name="rebuild_cpu_per_event",
+            unit="us",
+            values=found["fold cpu_us"],
+            baseline=Baseline(READ, found["read cpu_us"]),
+            conditions=f"{conditions}; CPU time of that process",
+            sync="default",
+        ),
+        Figure(
             name="rebuild_file_size",
             unit="bytes/event",
-            values=sizes,
-            baseline=Baseline("size in the log", log_sizes),
+            values=found["file bytes"],
+            baseline=Baseline("size in the log", found["log bytes"]),
             conditions=conditions,
             sync="default",
         ),

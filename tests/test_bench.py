@@ -16,7 +16,7 @@ FIGURES = {
     "submit": {f"{way}{of}" for way in ("submit_one_by_one", "submit_64_in_flight") for of in ("", "_p50", "_p99")},
     "drain": {"drain_1_worker", "drain_2_workers", "drain_cpu_per_task"},
     "latency": {f"submit_to_{moment}_{of}" for moment in ("start", "visible", "listed", "completed") for of in ("p50", "p99")},
-    "rebuild": {"rebuild", "rebuild_file_size"},
+    "rebuild": {"rebuild", "rebuild_cpu_per_event", "rebuild_file_size"},
     "memory": {"memory_broker_per_100k_tasks", "memory_api_per_100k_tasks"},
     "cli": {"cli_help"},
 }
