@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from eventq.events.broker import Broker
+from eventq.events.ending import end
 from eventq.events.reader import Message, Tail
 from eventq.events.subjects import EVENTS, PROGRESS
 
@@ -36,9 +37,7 @@ class Inflow:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for pump in self._pumps:
-            pump.cancel()
-        await asyncio.gather(*self._pumps, return_exceptions=True)
+        await end(*self._pumps)
         for tail in self._tails.values():
             await tail.close()
 

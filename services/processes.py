@@ -20,6 +20,7 @@ from aiohttp import web
 
 from eventq.events.bootstrap import BrokerConfig, bootstrap
 from eventq.events.broker import Broker
+from eventq.events.ending import end
 from eventq.events.ids import new_id
 from eventq.events.log import EventLog
 from eventq.services.child import announce_ready
@@ -69,9 +70,7 @@ async def run_until(stop: asyncio.Event, *duties: asyncio.Task[None]) -> None:
         for task in done:
             task.result()
     finally:
-        for task in (stopping, *duties):
-            task.cancel()
-        await asyncio.gather(stopping, *duties, return_exceptions=True)
+        await end(stopping, *duties)
 
 
 def collect_seldom() -> None:

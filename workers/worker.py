@@ -17,6 +17,7 @@ import structlog
 from eventq.events.blobs import BlobStore
 from eventq.events.broker import Broker
 from eventq.events.catalogue import WorkerRegistered, WorkerStopped
+from eventq.events.ending import end
 from eventq.events.envelope import worker_event
 from eventq.events.errors import EventqError, LogDamaged, Unavailable
 from eventq.events.failpoints import failpoint
@@ -138,9 +139,7 @@ class Worker:
                 raise EventqError("the worker lost its connection to the broker for good")
             await self._drain()
         finally:
-            for task in (stopping, *background):
-                task.cancel()
-            await asyncio.wait([stopping, *background])
+            await end(stopping, *background)
 
     def _deliver(self, delivery: Delivery) -> None:
         """A work item came: hold its lease and begin. Called only while there is a free slot."""

@@ -1,0 +1,47 @@
+"""A task ends when it is told to, also where its first cancellation gets lost."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from eventq.events import ending
+from eventq.events.ending import end
+
+
+async def wait_for_ever() -> None:
+    await asyncio.Event().wait()
+
+
+async def test_a_cancellation_that_the_task_never_saw_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answer and the cancellation come in the same turn: Python 3.11 forgets the cancellation."""
+    monkeypatch.setattr(ending, "AGAIN_S", 0.05)
+    answer = asyncio.get_running_loop().create_future()
+
+    async def ask_and_wait() -> None:
+        await asyncio.wait_for(answer, timeout=60)
+        await wait_for_ever()
+
+    task = asyncio.create_task(ask_and_wait())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    answer.set_result(None)
+    async with asyncio.timeout(30):
+        await end(task)
+    assert task.cancelled()
+
+
+async def test_all_have_ended_whatever_they_ended_with() -> None:
+    async def fail() -> None:
+        raise RuntimeError("no")
+
+    async def finish() -> None:
+        return
+
+    tasks = [asyncio.create_task(body()) for body in (fail, finish, wait_for_ever)]
+    await asyncio.sleep(0)
+    await end(*tasks)
+    assert [task.done() for task in tasks] == [True] * 3
+    await end(*tasks)
+    await end()
