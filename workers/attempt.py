@@ -44,7 +44,7 @@ from eventq.events.task import Status, Task, decide, from_summary
 from eventq.events.timers import set_timer
 from eventq.workers.acks import Acks
 from eventq.workers.execution import Execution, LoopHost
-from eventq.workers.outcome import Outcome, Raised, Returned, Stopped, StopReason, raised
+from eventq.workers.outcome import Outcome, Raised, Returned, Stopped, StopReason, describe_error, raised
 from eventq.workers.processes import ChildPool
 from eventq.workers.puller import Delivery
 from eventq.workers.registry import Registry, TaskFunction
@@ -280,7 +280,7 @@ class Attempt:
         attempt, now = self.task.attempt, datetime.now(UTC)
         match outcome:
             case Returned():
-                return await self._completion(outcome, duration_s)
+                return await self._completion(outcome, function, duration_s)
             case Raised():
                 return FailAttempt(attempt, outcome.error, self._retry_in_s(function) if outcome.retryable else None, now)
             case Stopped(StopReason.TIMED_OUT):
@@ -290,13 +290,25 @@ class Attempt:
             case Stopped():
                 return InterruptAttempt(attempt)
 
-    async def _completion(self, outcome: Returned, duration_s: float) -> CompleteAttempt:
-        """Large results go to the blob store first, under a name that no other attempt writes."""
+    async def _completion(self, outcome: Returned, function: TaskFunction, duration_s: float) -> Command:
+        """Large results go to the blob store first, under a name that no other attempt writes. Where that stays away the
+        attempt has failed: to leave it to the lease would be to do the work again and again, without end."""
+        attempt = self.task.attempt
         if len(outcome.result) <= INLINE_PAYLOAD_MAX_BYTES:
-            return CompleteAttempt(self.task.attempt, orjson.loads(outcome.result), None, round(duration_s, 6))
+            return CompleteAttempt(attempt, orjson.loads(outcome.result), None, round(duration_s, 6))
+        for pause_s in (*REPORT_PAUSES_S, None):
+            try:
+                return CompleteAttempt(attempt, None, await self._store(outcome.result), round(duration_s, 6))
+            except Unavailable as error:
+                if pause_s is None:
+                    return FailAttempt(attempt, describe_error(error), self._retry_in_s(function), datetime.now(UTC))
+                log.warning("attempt.result_waits", task_id=self.task_id, code=error.code, error=error.detail)
+                await asyncio.sleep(pause_s)
+        raise AssertionError("unreachable")
+
+    async def _store(self, result: bytes) -> BlobRef:
         key = output_key(self.task_id, self.task.attempt, "result.json")
-        output: BlobRef = await self._shop.blobs.put_async(outcome.result, key=key, media_type="application/json")
-        return CompleteAttempt(self.task.attempt, None, output, round(duration_s, 6))
+        return await self._shop.blobs.put_async(result, key=key, media_type="application/json")
 
     def _retry_in_s(self, function: TaskFunction) -> float:
         return retry_delay_s(function.declaration.retry, self.task.failures + 1, random.random())

@@ -12,6 +12,7 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -29,9 +30,9 @@ POLL_S = 0.01
 AT_ONCE = RetryPolicy(initial_s=0.05, factor=1, jitter=0)
 
 
-def witness(context: Context, step: str) -> None:
+def witness(context: Context, step: str, process: int | None = None) -> None:
     """One line, one write: lines of several processes do not mix."""
-    line = {"task_id": context.task_id, "attempt": context.attempt, "step": step, "pid": os.getpid()}
+    line = {"task_id": context.task_id, "attempt": context.attempt, "step": step, "pid": process or os.getpid()}
     handle = os.open(os.environ["WITNESS"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
         os.write(handle, json.dumps(line).encode() + b"\n")
@@ -315,3 +316,16 @@ def tidy_plain(context: Context) -> dict[str, Any]:
         while not ended.is_set():
             time.sleep(POLL_S)
     return done(context)
+
+
+@task(name="chaos.grandchild")
+def grandchild(context: Context) -> None:
+    """Starts a process of its own and waits for it; the witness has that one's pid."""
+    started = subprocess.Popen([sys.executable, "-c", "import threading; threading.Event().wait()"])
+    witness(context, "enter", started.pid)
+    started.wait()
+
+
+@task(name="chaos.pid")
+def pid() -> int:
+    return os.getpid()

@@ -18,6 +18,7 @@ from eventq.events.bootstrap import BrokerConfig, bootstrap
 from eventq.events.broker import Broker
 from eventq.events.catalogue import Submitted
 from eventq.events.commands import CancelTask, SubmitTask
+from eventq.events.ending import end
 from eventq.events.envelope import Event, decode
 from eventq.events.handle import handle
 from eventq.events.ids import new_id
@@ -146,9 +147,7 @@ class Control:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._watching is not None:
-            self._watching.cancel()
-            await asyncio.wait([self._watching])
+        await self.stop_watching()
         await self.log.close()
         await self.broker.close()
 
@@ -266,6 +265,11 @@ class Control:
         assert not found, "\n".join(found)
 
     # Watch
+
+    async def stop_watching(self) -> None:
+        """Follow the log no more: before a test writes what is no event."""
+        if self._watching is not None:
+            await end(self._watching)
 
     async def _watch(self, after: int) -> None:
         async with Tail(self.broker, EVENTS, after=after) as tail:

@@ -1,0 +1,136 @@
+"""Child processes: one function at a time, replaced when they end, and gone when they are told to be."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eventq.workers.config import Isolation
+from eventq.workers.devices import CPU
+from eventq.workers.outcome import Outcome, Raised, Returned, Stopped
+from eventq.workers.processes import Child, ChildBroken, ChildPool
+from tests.chaos.checker import read_witness
+from tests.chaos.site import TASKS
+from tests.support.poll import eventually
+from tests.support.processes import alive, dead
+
+
+@pytest.fixture
+def isolation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Isolation:
+    monkeypatch.setenv("WITNESS", str(tmp_path / "witness"))
+    return Isolation(modules=(str(TASKS),), blob_url=(tmp_path / "blobs").as_uri())
+
+
+@pytest.fixture
+async def pool(isolation: Isolation) -> AsyncIterator[ChildPool]:
+    pool = ChildPool(isolation, [CPU, CPU])
+    yield pool
+    await pool.close()
+
+
+async def run(child: Child, task_name: str, *args: Any) -> Outcome:
+    job: dict[str, Any] = {"task_name": task_name, "task_id": "t", "attempt": 1, "worker_id": "w", "args": args, "kwargs": {}}
+    return await child.run(job, lambda _: None)
+
+
+async def pid_of(child: Child) -> int:
+    outcome = await run(child, "chaos.pid")
+    assert isinstance(outcome, Returned)
+    return int(outcome.result)
+
+
+async def test_a_child_stays_for_the_next_function(pool: ChildPool) -> None:
+    child = await pool.take()
+    first = await pid_of(child)
+    pool.give_back(child)
+    again = await pool.take()
+    assert await pid_of(again) == first
+    pool.give_back(again)
+
+
+async def test_there_are_as_many_children_as_places(pool: ChildPool) -> None:
+    children = [await pool.take(), await pool.take()]
+    pids = {await pid_of(child) for child in children}
+    assert len(pids) == 2
+    for child in children:
+        pool.give_back(child)
+    await pool.close()
+    assert all(map(dead, pids))
+
+
+@pytest.mark.parametrize("task_name", ["chaos.exit_hard", "chaos.segfault", "chaos.close_files"])
+async def test_a_child_that_died_is_replaced(pool: ChildPool, task_name: str) -> None:
+    child = await pool.take()
+    outcome = await run(child, task_name)
+    assert isinstance(outcome, Raised)
+    assert outcome.error.type == "ProcessDied"
+    assert outcome.retryable
+    pool.give_back(child)
+    replaced = await pool.take()
+    assert alive(await pid_of(replaced))
+    pool.give_back(replaced)
+
+
+async def test_a_child_that_died_while_it_was_idle_is_replaced(pool: ChildPool) -> None:
+    child = await pool.take()
+    pool.give_back(child)
+    await child.kill()
+    replaced = await pool.take()
+    assert alive(await pid_of(replaced))
+    pool.give_back(replaced)
+
+
+async def test_a_request_to_stop_that_comes_late_does_not_hit_the_next_function(pool: ChildPool) -> None:
+    child = await pool.take()
+    await pid_of(child)
+    await child.ask()  # nothing runs any more
+    running = asyncio.create_task(run(child, "chaos.cooperative_plain"))
+    await pid_when_entered()
+    assert not running.done()
+    await child.ask()
+    assert isinstance(await running, Stopped)
+    pool.give_back(child)
+
+
+async def pid_when_entered() -> int:
+    """The pid that the first function to be entered witnessed."""
+    witness = Path(os.environ["WITNESS"])
+    visits = await eventually(lambda: list(read_witness(witness)), timeout=60, what="a function is entered")
+    return visits[0].pid
+
+
+async def test_killing_a_child_kills_what_its_function_started(pool: ChildPool) -> None:
+    child = await pool.take()
+    running = asyncio.create_task(run(child, "chaos.grandchild"))
+    grandchild = await pid_when_entered()
+    assert alive(grandchild)
+    await child.end(patience_s=0.1)
+    assert isinstance(await running, Raised)
+    await eventually(lambda: dead(grandchild), timeout=60, what="the function's own process is dead")
+    pool.give_back(child)
+
+
+async def test_tasks_that_cannot_be_loaded_are_named(tmp_path: Path) -> None:
+    module = tmp_path / "broken_tasks.py"
+    module.write_text("import nothing_of_that_name\n")
+    with pytest.raises(ChildBroken, match="nothing_of_that_name"):
+        await Child.start(Isolation(modules=(str(module),), blob_url=(tmp_path / "blobs").as_uri()), CPU)
+
+
+async def test_a_place_is_free_again_when_no_child_could_be_started(tmp_path: Path) -> None:
+    module = tmp_path / "later_tasks.py"
+    module.write_text("raise RuntimeError('not yet')\n")
+    pool = ChildPool(Isolation(modules=(str(module),), blob_url=(tmp_path / "blobs").as_uri()), [CPU])
+    for _ in range(2):
+        with pytest.raises(ChildBroken, match="not yet"):
+            await pool.take()
+    module.write_text("")
+    child = await pool.take()
+    assert child.alive
+    pool.give_back(child)
+    await pool.close()
