@@ -40,7 +40,8 @@ ANSWER_TIMEOUT_S = 10.0
 """After so long without an answer the outcome is unknown and the caller is told so."""
 
 STALL_S = 1.0
-"""After so long without an answer the pipe is opened anew and the unanswered is sent again."""
+"""After so long without any answer the pipe is opened anew and the unanswered is sent again. Answers come in order: while
+they come, what waits longer than this waits for a slow disk, and sending it again would only make it slower."""
 
 IDLE_S = 7.0
 """The broker forgets a batch after ten idle seconds; past this age a new one is opened before anything is lost in it."""
@@ -137,6 +138,7 @@ class PipelinedAppender:
         self._closed = False
         self._sequence = 0
         self._last_sent = 0.0
+        self._last_heard = 0.0
         self._subscription: Subscription | None = None
         self._watchdog: asyncio.Task[None] | None = None
         self._reopening: asyncio.Task[None] | None = None
@@ -203,6 +205,7 @@ class PipelinedAppender:
             return  # of a batch that was given up; what it held is sent again
         if not message.data:
             return  # no responders: the stream has no leader at the moment; the watchdog sends again in a while
+        self._last_heard = time.monotonic()
         answer: dict[str, Any] = orjson.loads(message.data)
         error: dict[str, Any] | None = answer.get("error")
         if error is not None:
@@ -261,7 +264,7 @@ class PipelinedAppender:
             now = time.monotonic()
             self._expire(now)
             oldest = next(iter(self._waiting.values()), None)
-            if oldest is not None and now - oldest.sent > STALL_S and self._broker.nc.is_connected:
+            if oldest is not None and now - max(oldest.sent, self._last_heard) > STALL_S and self._broker.nc.is_connected:
                 log.warning("appender.stalled", unanswered=len(self._waiting))
                 self._reopen()
 

@@ -19,6 +19,7 @@ from eventq.events import appender
 from eventq.events.appender import PipelinedAppender
 from eventq.events.bootstrap import BrokerConfig, bootstrap
 from eventq.events.broker import Broker
+from eventq.events.catalogue import WorkerStopped
 from eventq.events.commands import CancelTask
 from eventq.events.envelope import Event, encode
 from eventq.events.errors import LogFull, LogUnavailable, VersionConflict
@@ -215,6 +216,20 @@ async def test_a_slow_network_only_slows(own_nats_server: NatsServer, broker: Br
         events = [small_event() for _ in range(20)]
         await asyncio.gather(*[log.append(event) for event in events])
         assert ids(await stored(own_nats_server.url)) == {event.id: 1 for event in events}
+
+
+async def test_answers_that_trickle_are_waited_for(
+    own_nats_server: NatsServer, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What waits long behind a slow disk or line is not sent again while answers still come."""
+    monkeypatch.setattr(appender, "STALL_S", 0.4)
+    monkeypatch.setattr(appender, "WATCH_S", 0.05)
+    async with Proxy(own_nats_server.port) as proxy, opened(proxy.url) as log:
+        await log.append(small_event())
+        proxy.up.latency_s = 0.05  # for each 64 KiB: the last of these events waits a second
+        events = [replace(small_event(), data=WorkerStopped(reason="x" * 60_000)) for _ in range(20)]
+        await asyncio.gather(*[log.append(event) for event in events])
+        assert the_appender(log).reopened == 0
 
 
 async def test_a_message_lost_on_the_way_is_not_covered_by_the_next_answer(own_nats_server: NatsServer, broker: Broker) -> None:
