@@ -59,6 +59,16 @@ class Routes:
         )
         await self._broker.nc.publish(QUEUE_CREATED, work_consumer(route).encode())
 
+    async def lease_s(self, route: Route) -> float | None:
+        """How long a lease of this route lasts: its consumer says so, whatever the settings were since it was made.
+        ``None`` where there is no consumer."""
+        try:
+            info = await self._broker.js.consumer_info(EVENTS, work_consumer(route))
+        except NotFoundError:
+            return None
+        lease_s: float | None = info.config.ack_wait
+        return lease_s
+
     async def existing(self) -> list[Route]:
         """Every route that has a consumer."""
         routes: list[Route] = []

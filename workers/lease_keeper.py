@@ -28,7 +28,7 @@ IN_PROGRESS = b"+WPI"
 
 
 class LeaseKeeper:
-    """Started with the worker, stopped last. ``hold`` and ``release`` are called from the worker's loop.
+    """Started with the worker, stopped last. ``hold``, ``shorten`` and ``release`` are called from the worker's loop.
 
     ``on_lapse`` is called, in this thread, when renewing was impossible for a whole lease (the broker was away, or this
     process stood still), or when the thread itself ended with ``failure``: the worker must then look whether its attempts
@@ -65,6 +65,10 @@ class LeaseKeeper:
         """Renew this lease (the work item's reply subject) from now on."""
         with self._lock:
             self._held[lease] = time.monotonic()
+
+    def shorten(self, lease_s: float) -> None:
+        """Some leases last only ``lease_s``: renew all of them in time for that. Longer than now changes nothing."""
+        self._lease_s = min(self._lease_s, lease_s)
 
     def release(self, lease: str) -> None:
         """Renew it no more."""

@@ -76,13 +76,16 @@ class Puller:
         queues: Sequence[str],
         free: Callable[[], int],
         deliver: Callable[[Delivery], None],
+        on_lease: Callable[[float], None],
     ) -> None:
+        """``on_lease`` is told how many seconds the leases of a route last, before anything comes from it."""
         self._broker = broker
         self._routes = routes
         self._pool = pool
         self._queues = frozenset(queues)
         self._free = free
         self._deliver = deliver
+        self._on_lease = on_lease
         self._serving: set[Route] = set()
         self._asked: dict[Route, _Request] = {}
         self._parked: dict[Route, float] = {}
@@ -144,7 +147,11 @@ class Puller:
     async def _look_for_queues(self) -> None:
         found = await self._routes.existing()
         self._looked = time.monotonic()
-        self._serving = {r for r in found if r.pool == self._pool and (not self._queues or r.queue in self._queues)}
+        serving = {r for r in found if r.pool == self._pool and (not self._queues or r.queue in self._queues)}
+        for route in serving - self._serving:
+            if (lease_s := await self._routes.lease_s(route)) is not None:
+                self._on_lease(lease_s)
+        self._serving = serving
 
     async def _round(self) -> int:
         """Ask until the slots are full or every route is empty; answers how many messages came."""

@@ -92,6 +92,7 @@ class Worker:
             queues=config.queues,
             free=lambda: self.capacity - len(self._running),
             deliver=self._deliver,
+            on_lease=self._keeper.shorten,
         )
 
     @classmethod

@@ -153,7 +153,7 @@ class Nemesis:
         await self._replace(*self.processes)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 async def test_whatever_breaks_the_history_is_a_good_one(site: Site, control: Control) -> None:
     seed = int(os.environ.get("CHAOS_SEED", random.randrange(2**32)))
     print(f"CHAOS_SEED={seed}")

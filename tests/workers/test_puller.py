@@ -31,6 +31,7 @@ class Slots:
     def __init__(self, control: Control, free: int) -> None:
         self.free = free
         self.taken: list[Delivery] = []
+        self.leases: list[float] = []
         self.overrun = False
         self._control = control
 
@@ -53,7 +54,15 @@ class Slots:
 @asynccontextmanager
 async def pulling(control: Control, slots: Slots, *queues: str) -> AsyncGenerator[Puller]:
     routes = Routes(control.broker, lease_s=LEASE_S)
-    puller = Puller(control.broker, routes, pool="cpu", queues=queues, free=lambda: slots.free, deliver=slots.take)
+    puller = Puller(
+        control.broker,
+        routes,
+        pool="cpu",
+        queues=queues,
+        free=lambda: slots.free,
+        deliver=slots.take,
+        on_lease=slots.leases.append,
+    )
     running = asyncio.create_task(puller.run())
     try:
         yield puller
@@ -184,6 +193,14 @@ async def test_it_goes_on_when_its_consumer_was_deleted_and_made_anew(control: C
         await control.log.routes.create(ROUTE)
         task_id = await control.submit("chaos.quick")
         await until(lambda: slots.task_ids == [task_id], "the item")
+
+
+async def test_it_tells_how_long_the_leases_of_a_route_last_before_it_takes_from_it(control: Control) -> None:
+    task_id = await control.submit("chaos.quick")
+    slots = Slots(control, free=1)
+    async with pulling(control, slots):
+        await until(lambda: slots.task_ids == [task_id], "the item")
+        assert slots.leases == [LEASE_S]
 
 
 def test_slots_are_dealt_by_priority_and_none_is_left_out() -> None:

@@ -106,11 +106,18 @@ async def test_what_was_done_to_end_a_task_stands_in_its_log(control: Control, s
 # Leases and losses
 
 
-async def test_a_blocked_event_loop_does_not_cost_the_worker_its_leases(site: Site, control: Control) -> None:
-    route = Route("cpu", "blocked", 5)
-    for process in [site.start("worker", queues="blocked"), site.start("worker", queues="blocked")]:
-        await site.ready(process)
-    task_id = await control.submit("chaos.block_loop", str(site.gate("blocked")), queue="blocked")
+@pytest.mark.parametrize(
+    ("task_name", "lease_s"),
+    [
+        pytest.param("chaos.block_loop", 1, id="the task blocks the worker's event loop"),
+        pytest.param("chaos.gate", 60, id="the consumer was made when the setting was another"),
+    ],
+)
+async def test_a_living_worker_keeps_its_leases(site: Site, control: Control, task_name: str, lease_s: float) -> None:
+    queue = task_name.partition(".")[2]
+    route, gate = Route("cpu", queue, 5), site.gate(f"keeps-{queue}")
+    task_id = await control.submit(task_name, str(gate), queue=queue)  # makes the consumer, with leases of a second
+    await site.workers(2, queues=queue, lease_s=lease_s)
     await control.until_entered(task_id)
     renewals = asyncio.Semaphore(0)
 
@@ -122,7 +129,7 @@ async def test_a_blocked_event_loop_does_not_cost_the_worker_its_leases(site: Si
     async with asyncio.timeout(PATIENCE_S):
         for _ in range(10):  # three times in each lease: it would have lapsed three times
             await renewals.acquire()
-    site.gate("blocked").touch()
+    gate.touch()
     await control.until_ended(task_id)
     assert control.types(task_id) == ["submitted", "started", "completed"]
 
