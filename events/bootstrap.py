@@ -137,7 +137,7 @@ async def bootstrap(broker: Broker, config: BrokerConfig | None = None) -> None:
         for wanted in stream_configs(config):
             await _create_or_verify(broker, wanted)
         await _ensure_presence(broker, config.replicas)
-        await _ensure_promoter(broker)
+        await ensure_promoter(broker)
     except ServiceUnavailableError as error:
         raise BrokerUnfit("the broker runs without JetStream (give it a `jetstream` block), or is still starting") from error
     except (nats.errors.Error, TimeoutError) as error:
@@ -194,7 +194,8 @@ async def _ensure_presence(broker: Broker, replicas: int) -> None:
         )
 
 
-async def _ensure_promoter(broker: Broker) -> None:
+async def ensure_promoter(broker: Broker) -> None:
+    """The durable consumer of fired timers exists. Idempotent."""
     await broker.js.add_consumer(
         TIMERS,
         ConsumerConfig(

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
+import time
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -53,6 +55,19 @@ class Broker:
         self.js: JetStreamContext = nc.jetstream(timeout=5)
         self.on_reconnect: list[Callable[[], None]] = []
         self.closed = asyncio.Event()
+        self.trusted = asyncio.Event()
+        """Set while the broker at the other end is known to be the one that this process began with."""
+        self.trusted.set()
+        self.reconnected_at = -math.inf
+        """When the connection was last made anew, on the monotonic clock."""
+        self._guarded: tuple[str, datetime] | None = None
+
+    async def guard(self, stream: str) -> None:
+        """Remember which ``stream`` this is. A broker that has another one after a reconnect is never written to: the
+        connection is closed for good, so that the process ends and begins anew with what is there. Where there is no such
+        stream there is nothing to guard."""
+        facts = await self.stream_facts(stream)
+        self._guarded = None if facts is None else (stream, facts.created)
 
     @classmethod
     async def connect(cls, url: str, *, name: str, timeout_s: float = CONNECT_TIMEOUT_S) -> Self:
@@ -129,16 +144,36 @@ class Broker:
         log.warning("broker.error", error=str(error), kind=type(error).__name__)
 
     async def _on_disconnect(self) -> None:
+        self.trusted.clear()
         if not self.nc.is_closed:
             log.warning("broker.disconnected")
 
     async def _on_reconnect(self) -> None:
         log.info("broker.reconnected", url=self.nc.connected_url.netloc if self.nc.connected_url else None)
-        for callback in self.on_reconnect:
+        if await self._is_another_log():
+            log.error("broker.another_log", advice="the broker at this address has another log: this process ends")
+            await asyncio.shield(asyncio.create_task(self.close()))
+            return
+        self.trusted.set()
+        self.reconnected_at = time.monotonic()
+        for callback in list(self.on_reconnect):
             callback()
+
+    async def _is_another_log(self) -> bool:
+        """Asked of the leader until it answers; a connection lost meanwhile comes back here."""
+        while self._guarded is not None and self.nc.is_connected:
+            stream, created = self._guarded
+            try:
+                facts = await self.stream_facts(stream)
+            except (nats.errors.Error, APIError, TimeoutError):
+                await asyncio.sleep(0.1)
+                continue
+            return facts is None or facts.created != created
+        return False
 
     async def _on_close(self) -> None:
         self.closed.set()
+        self.trusted.set()  # who waits for it finds the connection closed
 
 
 async def check_durability(monitor_urls: str, *, accept_lazy_sync: bool) -> None:

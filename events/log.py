@@ -16,6 +16,9 @@ from eventq.events.errors import LogUnavailable, VersionConflict
 from eventq.events.routes import LEASE_DEFAULT_S, Routes
 from eventq.events.subjects import EVENTS, aggregate_filter, version_check, version_filter
 
+TRUST_S = 10.0
+"""How long an append waits for a lost connection to be back and the broker to be the same."""
+
 REFUSALS_MAX = 5
 """How often an event is sent again that was refused although nobody holds its version: a rival's write was in flight and
 failed. Replicated streams do that."""
@@ -31,7 +34,8 @@ class EventLog:
 
     @classmethod
     async def open(cls, broker: Broker, *, lease_s: float = LEASE_DEFAULT_S, pipelined: bool = True) -> Self:
-        """Open the log on a connection whose broker was bootstrapped."""
+        """Open the log on a connection whose broker was bootstrapped. From then on no other log is written to over it."""
+        await broker.guard(EVENTS)
         if not pipelined:
             return cls(broker, PlainAppender(broker), Routes(broker, lease_s=lease_s))
         appender = PipelinedAppender(broker)
@@ -57,6 +61,8 @@ class EventLog:
                 raise LogUnavailable(f"nothing was stored: the queue's consumer cannot be made: {error!r}") from error
         for _ in range(REFUSALS_MAX):
             try:
+                if not self.broker.trusted.is_set():
+                    await self._until_trusted()
                 return await self._appender.append(event.subject, payload, check)
             except Refused:
                 found = await self.at(event.aggregate, event.aggregate_id, event.version)
@@ -67,6 +73,13 @@ class EventLog:
                 else:
                     raise VersionConflict(event.aggregate_id, event.version) from None
         raise LogUnavailable(f"version {event.version} of {event.aggregate_id} is refused and yet free")
+
+    async def _until_trusted(self) -> None:
+        try:
+            async with asyncio.timeout(TRUST_S):
+                await self.broker.trusted.wait()
+        except TimeoutError:
+            raise LogUnavailable(f"nothing was stored: no connection to the broker for {TRUST_S:g} s") from None
 
     async def last(self, aggregate: str, aggregate_id: str, *, fresh: bool = False) -> Stored | None:
         """The aggregate's newest event, ``None`` if it has none.

@@ -8,11 +8,14 @@ from typing import Any
 
 import nats.errors
 import orjson
+import structlog
 from nats.js.errors import APIError, BucketNotFoundError, NoKeysError
 
 from eventq.events.broker import Broker
 from eventq.events.errors import LogUnavailable
 from eventq.events.subjects import PRESENCE
+
+log = structlog.get_logger("eventq.presence")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +61,21 @@ async def present(broker: Broker) -> dict[str, Heartbeat]:
         except APIError:
             continue  # lapsed between the two reads
         if value:  # an expiry marker has none
-            raw: dict[str, Any] = orjson.loads(value)
-            raw["at"] = datetime.fromisoformat(raw["at"]).astimezone(UTC)
-            found[key] = Heartbeat(**raw)
+            try:
+                found[key] = _read(value)
+            except (ValueError, KeyError, TypeError) as error:
+                log.warning("presence.unreadable_heartbeat", worker_id=key, error=repr(error))
     return found
+
+
+def _read(value: bytes) -> Heartbeat:
+    """A heartbeat; what a newer worker says beyond it is passed over."""
+    raw: dict[str, Any] = orjson.loads(value)
+    return Heartbeat(
+        worker_id=str(raw["worker_id"]),
+        hostname=str(raw["hostname"]),
+        pool=str(raw["pool"]),
+        capacity=int(raw["capacity"]),
+        running=list(map(str, raw["running"])),
+        at=datetime.fromisoformat(raw["at"]).astimezone(UTC),
+    )

@@ -16,6 +16,7 @@ import nats.errors
 import structlog
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
+from nats.js.errors import APIError
 
 from eventq.events.broker import Broker
 
@@ -31,8 +32,17 @@ class Pull:
     """Calls ``answer`` for each message, up to ``limit`` of them at once. ``answer`` settles the message and never raises."""
 
     def __init__(
-        self, broker: Broker, stream: str, consumer: str, answer: Callable[[Msg], Awaitable[None]], *, limit: int
+        self,
+        broker: Broker,
+        stream: str,
+        consumer: str,
+        answer: Callable[[Msg], Awaitable[None]],
+        *,
+        limit: int,
+        restore: Callable[[], Awaitable[None]],
     ) -> None:
+        """``restore`` is called where the broker refuses to serve the consumer: it may have been deleted."""
+        self._restore = restore
         self._broker = broker
         self._subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
         self._answer = answer
@@ -43,6 +53,7 @@ class Pull:
         self._inbox = ""
         self._seen = 0.0
         self._broken = True
+        self._gone = False
 
     async def run(self) -> None:
         """Pull until cancelled."""
@@ -59,13 +70,16 @@ class Pull:
     async def _begin(self) -> None:
         try:
             await self._end()
+            if self._gone:
+                await self._restore()
+                self._gone = False
             self._inbox = self._broker.nc.new_inbox()
             self._requested, self._broken = 0, False
             self._subscription = await self._broker.nc.subscribe(
                 self._inbox, cb=self._receive, pending_msgs_limit=0, pending_bytes_limit=0
             )
             await self._fill()
-        except nats.errors.Error as error:
+        except (nats.errors.Error, APIError, TimeoutError) as error:
             log.warning("pull.waiting_for_broker", error=repr(error))
             self._broken = True
 
@@ -99,7 +113,9 @@ class Pull:
         if headers.get("Status") in {"404", "408"}:
             await self._refill()
         else:
+            log.warning("pull.refused", subject=self._subject, status=headers.get("Status"))
             self._broken = True
+            self._gone = True
 
     async def _settle(self, message: Msg) -> None:
         await self._answer(message)

@@ -31,6 +31,12 @@ from eventq.events.errors import LogDamaged
 
 log = structlog.get_logger("eventq.reader")
 
+PULL_MAX_BYTES = 8 * 1024 * 1024
+"""One pull asks for no more than this: the broker cuts a client off that has 64 MiB waiting for it."""
+
+READY_MAX_BYTES = 2 * PULL_MAX_BYTES
+"""While so much waits to be handed over nothing further is asked for."""
+
 PULL_EXPIRES_S = 5
 HEARTBEAT_S = 1
 SILENCE_S = 2.5
@@ -60,7 +66,8 @@ class Tail:
     """Every message of ``stream`` after position ``after``, in order, now and as they come.
 
     ``subject``: a filter, ``None`` for everything (a filter over a large stream is dear to create). ``batch``: how many
-    messages one pull asks for; at most two pulls' worth waits in memory, so a slow reader slows the broker, not the process.
+    messages one pull asks for. At most two pulls' worth of messages, and 32 MiB of them, are in memory or on their way, so a
+    slow reader slows the broker, not the process.
     """
 
     def __init__(self, broker: Broker, stream: str, *, after: int, subject: str | None = None, batch: int = 2_000) -> None:
@@ -72,6 +79,7 @@ class Tail:
         self._subject = subject
         self._batch = batch
         self._ready: list[Message] = []
+        self._ready_bytes = 0
         self._arrived = asyncio.Event()
         self._received = after
         self._subscription: Subscription | None = None
@@ -112,7 +120,7 @@ class Tail:
                     await self._arrived.wait()
             except TimeoutError:
                 continue
-        batch, self._ready = self._ready, []
+        batch, self._ready, self._ready_bytes = self._ready, [], 0
         self.position = batch[-1].position
         self._requested -= len(batch)
         await self._fill()
@@ -174,12 +182,13 @@ class Tail:
             return
         body = {
             "batch": self._batch,
+            "max_bytes": PULL_MAX_BYTES,
             "expires": PULL_EXPIRES_S * 10**9,
             "idle_heartbeat": HEARTBEAT_S * 10**9,
         }
         self._seen = time.monotonic()
         try:
-            while self._requested <= self._batch:
+            while self._requested <= self._batch and self._ready_bytes < READY_MAX_BYTES:
                 self._requested += self._batch
                 await self._broker.nc.publish(
                     f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._consumer}",
@@ -198,7 +207,7 @@ class Tail:
         if status == "100":
             return
         self._requested -= int((message.headers or {}).get("Nats-Pending-Messages", 0))
-        if status in {"404", "408"}:
+        if status in {"404", "408"} or (status == "409" and _is_full(message)):
             await self._fill()
         else:
             self._mark_broken()
@@ -214,9 +223,15 @@ class Tail:
             return
         self._seen = time.monotonic()
         self._received = int(tokens[5])
+        self._ready_bytes += len(message.data)
         self._ready.append(Message(self._received, message.subject, message.data, int(tokens[7]), int(tokens[8])))
         self._arrived.set()
 
     def _mark_broken(self) -> None:
         self._broken = True
         self._arrived.set()
+
+
+def _is_full(message: Msg) -> bool:
+    """Whether a pull ended because it brought as many bytes as it may; its other messages come with the next one."""
+    return "MaxBytes" in (message.headers or {}).get("Description", "")

@@ -48,7 +48,7 @@ from eventq.events.commands import (
     SubmitTask,
     TimeOutAttempt,
 )
-from eventq.events.errors import IllegalTransition, StaleAttempt
+from eventq.events.errors import IllegalTransition, StaleAttempt, UnknownEvent
 from eventq.events.limits import LOSSES_MAX
 
 
@@ -354,4 +354,7 @@ def from_summary(state: dict[str, Any]) -> Task:
     known: dict[str, Any] = {**state, "status": Status(state.get("status", Status.ABSENT))}
     if isinstance(due_at := known.get("due_at"), str):
         known["due_at"] = datetime.fromisoformat(due_at)
-    return Task(**known)
+    try:
+        return Task(**known)
+    except TypeError as error:
+        raise UnknownEvent(f"the task's state was written by a newer version of eventq: {error}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
@@ -15,8 +16,44 @@ from eventq.events.subjects import EVENTS, PROGRESS
 BATCH_MAX = 8_192
 """Messages of one stream in one transaction: bounds memory, and how long one commit keeps the next waiting."""
 
+BATCH_MAX_BYTES = 32 * 1024 * 1024
+"""And their payloads together: events may be large."""
+
 LOOK_S = 0.5
 """How often a quiet stream is looked at: whether its reader had to begin anew, whether somebody else waits for a turn."""
+
+
+class Buffer:
+    """Messages of one stream that wait to be applied."""
+
+    def __init__(self) -> None:
+        self._messages: deque[Message] = deque()
+        self._bytes = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._messages)
+
+    @property
+    def full(self) -> bool:
+        """It holds a whole batch: read no more until some of it is applied."""
+        return len(self._messages) >= BATCH_MAX or self._bytes >= BATCH_MAX_BYTES
+
+    def extend(self, messages: list[Message]) -> None:
+        """Add what arrived."""
+        self._messages.extend(messages)
+        self._bytes += sum(len(message.payload) for message in messages)
+
+    def take(self) -> list[Message]:
+        """The next batch: at least one message if there is one, within both limits."""
+        taken: list[Message] = []
+        size = 0
+        while self._messages and len(taken) < BATCH_MAX:
+            size += len(self._messages[0].payload)
+            if taken and size > BATCH_MAX_BYTES:
+                break
+            taken.append(self._messages.popleft())
+        self._bytes -= sum(len(message.payload) for message in taken)
+        return taken
 
 
 class Inflow:
@@ -24,7 +61,7 @@ class Inflow:
 
     def __init__(self, broker: Broker, after: Mapping[str, int]) -> None:
         self._tails = {stream: Tail(broker, stream, after=after[stream]) for stream in (EVENTS, PROGRESS)}
-        self._buffers: dict[str, list[Message]] = {EVENTS: [], PROGRESS: []}
+        self._buffers = {EVENTS: Buffer(), PROGRESS: Buffer()}
         self._generations = dict.fromkeys(self._tails, 0)
         self._arrived = asyncio.Event()
         self._room = asyncio.Condition()
@@ -56,12 +93,11 @@ class Inflow:
         return changed
 
     async def take(self) -> tuple[list[Message], list[Message]]:
-        """The next batch of each stream, at most ``BATCH_MAX`` messages."""
+        """The next batch of each stream, within the limits of a batch."""
         batches: list[list[Message]] = []
         for stream in (EVENTS, PROGRESS):
             buffer = self._buffers[stream]
-            batches.append(buffer[:BATCH_MAX])
-            del buffer[:BATCH_MAX]
+            batches.append(buffer.take())
             if buffer:
                 self._arrived.set()
         async with self._room:
@@ -75,6 +111,6 @@ class Inflow:
                 buffer.extend(await tail.next(timeout_s=LOOK_S))
                 self._arrived.set()
                 async with self._room:
-                    await self._room.wait_for(lambda: len(buffer) < BATCH_MAX)
+                    await self._room.wait_for(lambda: not buffer.full)
         finally:
             self._arrived.set()

@@ -11,7 +11,7 @@ from nats.js.errors import APIError
 
 from eventq.events.errors import EventqError
 from eventq.events.presence import present
-from eventq.events.subjects import EVENTS
+from eventq.events.subjects import EVENTS, PROGRESS, TIMERS
 from eventq.services.api import Api
 
 CHECK_TIMEOUT_S = 3.0
@@ -77,9 +77,9 @@ async def _database(api: Api) -> Check:
 
 
 async def _broker(api: Api) -> Check:
-    facts = await api.log.broker.stream_facts(EVENTS)
-    if facts is None:
-        return Check("broker", UNHEALTHY, "it has no stream EVENTS")
+    for stream in (EVENTS, PROGRESS, TIMERS):
+        if await api.log.broker.stream_facts(stream) is None:
+            return Check("broker", UNHEALTHY, f"it has no stream {stream}: restart a process, which makes it anew")
     return Check("broker", HEALTHY)
 
 

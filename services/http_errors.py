@@ -101,7 +101,10 @@ def error_body(code: str, detail: str, request_id: str, fields: Mapping[str, obj
     now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     body: dict[str, Any] = {"detail": detail, "code": code, "request_id": request_id, "timestamp": now}
     body |= {name: value for name, value in (fields or {}).items() if name not in body}
-    return orjson.dumps(body, default=str)
+    try:
+        return orjson.dumps(body, default=str)
+    except TypeError:  # what was found may be bytes that are no text, such as a header's
+        return orjson.dumps(body | {name: ascii(value)[:200] for name, value in (fields or {}).items()}, default=str)
 
 
 def error_response(error: EventqError, request_id: str) -> web.Response:

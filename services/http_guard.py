@@ -170,5 +170,13 @@ def _refuse_cross_site(request: web.Request) -> None:
     if site not in ("same-origin", "none"):
         raise CrossSite("writes from another site's page are refused", field="Sec-Fetch-Site", found=site[:40])
     origin = request.headers.get("Origin")
-    if origin is not None and urlsplit(origin).netloc.lower() != request.headers.get("Host", "").lower():
+    if origin is not None and _netloc(origin) != request.headers.get("Host", "").lower():
         raise CrossSite("writes from another origin are refused", field="Origin", found=origin[:100])
+
+
+def _netloc(origin: str) -> str | None:
+    """Host and port of an Origin header; ``None`` for what is none, which equals no Host."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return None

@@ -21,6 +21,7 @@ from aiohttp import web
 from eventq.events.bootstrap import BrokerConfig, bootstrap
 from eventq.events.broker import Broker
 from eventq.events.ending import end
+from eventq.events.errors import LogUnavailable
 from eventq.events.ids import new_id
 from eventq.events.log import EventLog
 from eventq.services.child import announce_ready
@@ -60,6 +61,16 @@ def stop_on_signals() -> asyncio.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     return stop
+
+
+def _connection(event_log: EventLog) -> asyncio.Task[None]:
+    """A duty that raises when the connection is closed for good: the process is to be started anew."""
+
+    async def watch() -> None:
+        await event_log.broker.closed.wait()
+        raise LogUnavailable("the connection to the broker was closed for good")
+
+    return asyncio.create_task(watch(), name="connection")
 
 
 async def run_until(stop: asyncio.Event, *duties: asyncio.Task[None]) -> None:
@@ -120,7 +131,7 @@ async def run_api(settings: Settings) -> int:
                 collect_seldom()
                 announce_ready()
                 log.info("api.ready", address=str(runner.addresses[0]))
-                await run_until(stop, projecting)
+                await run_until(stop, projecting, _connection(event_log))
             finally:
                 await runner.cleanup()
                 queries.close()
@@ -139,7 +150,7 @@ async def run_scheduler(settings: Settings) -> int:
         )
         announce_ready()
         log.info("scheduler.ready")
-        await run_until(stop, *duties)
+        await run_until(stop, *duties, _connection(event_log))
     return 0
 
 

@@ -8,14 +8,16 @@ share one durable consumer, and the version check lets one of them win where two
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from functools import partial
 
 import nats.errors
 import orjson
 import structlog
 from nats.aio.msg import Msg
 
+from eventq.events.bootstrap import ensure_promoter
 from eventq.events.commands import PromoteTask
-from eventq.events.errors import Conflict, InvalidInput, TaskNotFound, Unavailable
+from eventq.events.errors import Conflict, EventqError, InvalidInput, TaskNotFound, Unavailable
 from eventq.events.failpoints import failpoint
 from eventq.events.handle import handle, read_task
 from eventq.events.ids import check_id
@@ -46,12 +48,14 @@ class Promoter:
 
     async def run(self) -> None:
         """Answer timers as they fire."""
-        await Pull(self._log.broker, TIMERS, TIMER_CONSUMER, self._answer, limit=IN_HAND_MAX).run()
+        broker = self._log.broker
+        restore = partial(ensure_promoter, broker)
+        await Pull(broker, TIMERS, TIMER_CONSUMER, self._answer, limit=IN_HAND_MAX, restore=restore).run()
 
     async def _answer(self, message: Msg) -> None:
         try:
             await self._settle(message)
-        except nats.errors.Error as error:
+        except (nats.errors.Error, EventqError) as error:
             log.warning("promoter.left_to_redelivery", subject=message.subject, error=repr(error))
 
     async def _settle(self, message: Msg) -> None:
@@ -98,5 +102,5 @@ def _read_hint(payload: bytes) -> tuple[str, int] | None:
     try:
         hint = orjson.loads(payload)
         return check_id(hint["task_id"], "task_id"), int(hint["version"])
-    except (ValueError, TypeError, KeyError, InvalidInput):
+    except (ValueError, TypeError, KeyError, OverflowError, InvalidInput):
         return None

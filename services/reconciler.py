@@ -14,6 +14,7 @@ wrongly on stale facts, changes nothing.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -25,8 +26,9 @@ import orjson
 import structlog
 from nats.js.errors import APIError, NotFoundError
 
+from eventq.events.bootstrap import PRESENCE_TTL_S
 from eventq.events.commands import Command, ExpireLease, PromoteTask, RequeueTask
-from eventq.events.errors import Conflict, LogDamaged, TaskNotFound, Unavailable
+from eventq.events.errors import Conflict, Damaged, LogDamaged, TaskNotFound, Unavailable
 from eventq.events.handle import handle
 from eventq.events.log import EventLog
 from eventq.events.presence import Heartbeat, present
@@ -42,6 +44,9 @@ GRACE_S = 5.0
 """How late a hint may be before it counts as lost."""
 
 LEASES_MISSED = 3
+
+OUTAGE_GRACE_S = PRESENCE_TTL_S * 1.5
+"""For so long after the broker was away no worker is called gone: heartbeats lapsed with it, and come back one by one."""
 
 
 @dataclass(slots=True)
@@ -77,7 +82,15 @@ class Reconciler:
         self.repaired = 0
 
     async def run(self) -> None:
-        """Follow the log and sweep."""
+        """Follow the log and sweep. What it cannot read ends its work, not that of its process: the projector says so loudly,
+        and timers must go on."""
+        try:
+            await self._follow()
+        except Damaged as error:
+            log.error("reconciler.halted", code=error.code, error=error.detail)
+            await asyncio.Event().wait()
+
+    async def _follow(self) -> None:
         async with Tail(self._log.broker, EVENTS, after=0) as tail:
             swept = time.monotonic()
             while True:
@@ -151,7 +164,8 @@ class Reconciler:
                 held = holder is not None and task_id in holder.running
                 patience_s = LEASES_MISSED * self._lease_s + GRACE_S
                 silent = time.monotonic() - unfinished.since > patience_s
-                return ExpireLease(task.attempt) if silent and not held else None
+                settled = time.monotonic() - self._log.broker.reconnected_at > OUTAGE_GRACE_S
+                return ExpireLease(task.attempt) if silent and settled and not held else None
             case Status.SCHEDULED | Status.RETRYING:
                 now = datetime.now(UTC)
                 overdue = task.due_at is not None and task.due_at + timedelta(seconds=GRACE_S) < now

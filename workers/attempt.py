@@ -39,6 +39,7 @@ from eventq.events.failpoints import failpoint
 from eventq.events.handle import Handled, handle, read_task
 from eventq.events.limits import INLINE_PAYLOAD_MAX_BYTES
 from eventq.events.log import EventLog
+from eventq.events.presence import present
 from eventq.events.retry import retry_delay_s
 from eventq.events.task import Status, Task, decide, from_summary
 from eventq.events.timers import set_timer
@@ -164,11 +165,24 @@ class Attempt:
         task = await read_task(shop.log, self.task_id, fresh=True)
         if task.finished or task.ready != self.delivery.event.version:
             await shop.acks.ack(self.delivery.lease)
-        elif self.delivery.count > 1 or task.worker_id == shop.worker_id:
+        elif task.worker_id == shop.worker_id:
             await self._take_over(task)
-        else:
-            # First delivery of an item that somebody runs: the consumer was made anew. If its holder lives he finishes.
+        elif self.delivery.count == 1 or await self._holder_lives(task):
+            # Not lapsed for his silence: the consumer was made anew, or the broker was away. He finishes, or it comes again.
             await shop.acks.nak(self.delivery.lease, shop.lease_s)
+        else:
+            await self._take_over(task)
+
+    async def _holder_lives(self, task: Task) -> bool:
+        """Whether the attempt's worker says that he runs it, not longer ago than a lease lasts (by the hosts' clocks; where
+        those differ by more, his lease decides alone). While the broker has just come back nobody is judged."""
+        shop = self._shop
+        if time.monotonic() - shop.log.broker.reconnected_at < shop.lease_s:
+            return True
+        holder = (await present(shop.log.broker)).get(task.worker_id or "")
+        if holder is None or self.task_id not in holder.running:
+            return False
+        return abs((datetime.now(UTC) - holder.at).total_seconds()) < shop.lease_s
 
     async def _take_over(self, task: Task) -> None:
         """The item came again, so its holder let the lease lapse. End his attempt; the item is then ready anew."""

@@ -86,17 +86,26 @@ class LeaseKeeper:
     async def _keep(self) -> None:
         heartbeat = self._describe()
         async with await Broker.connect(self._nats_url, name=f"lease-keeper {heartbeat.worker_id}") as broker:
+            hurry = asyncio.Event()
+            broker.on_reconnect.append(hurry.set)
             self._started.set()
             renewed = beaten = time.monotonic()
             await self._beat(broker)
             while not self._stopping.is_set():
                 await asyncio.sleep(min(self._lease_s / 6, 0.5))
                 now = time.monotonic()
-                if now - renewed >= self._lease_s / 3 and await self._renew(broker, now):
+                if hurry.is_set():  # the broker was away: others will ask who lives before anything else
+                    hurry.clear()
+                    await self._beat(broker)
+                    beaten = now
+                    overdue = True
+                else:
+                    overdue = now - renewed >= self._lease_s / 3
+                if overdue and await self._renew(broker, now):
                     if now - renewed > self._lease_s:
                         self._on_lapse()
                     renewed = now
-                if now - beaten >= PRESENCE_TTL_S / 3:
+                if now - beaten >= min(PRESENCE_TTL_S, self._lease_s) / 3:
                     await self._beat(broker)
                     beaten = now
             await self._leave(broker)
