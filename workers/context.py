@@ -6,6 +6,7 @@ process. What differs is only the :class:`ContextHost` behind it.
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any, Protocol
 
 from eventq.events.blob_keys import output_key
@@ -16,8 +17,16 @@ from eventq.events.limits import LOG_MESSAGE_MAX_CHARS
 from eventq.events.report import LogLine, Progress
 from eventq.workers.inputs import Inputs
 from eventq.workers.progress import checked_progress
+from eventq.workers.text import clean, text_of
 
 FIELD_MAX_CHARS = 1_000
+FIELD_NAME_MAX_CHARS = 100
+FIELDS_MAX = 50
+"""Fields of one log line; further ones are left out."""
+
+_INTEGERS = range(-(2**63), 2**64)
+"""What JSON readers, and the log, can hold as an integer."""
+
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -82,11 +91,11 @@ class Context:
 
     def log(self, message: str, level: str = "info", **fields: Any) -> None:
         """Add a line to the task's log, ``fields`` (JSON values) beside it. Text over 4,000 characters is
-        cut.
+        cut, and what cannot be stored (NUL, lone surrogates) is replaced.
         """
         if level not in LOG_LEVELS:
             raise InvalidInput("level", f"must be one of {', '.join(LOG_LEVELS)}", found=level)
-        self._host.report(LogLine(str(message)[:LOG_MESSAGE_MAX_CHARS], level, _plain(fields)))
+        self._host.report(LogLine(clean(str(message), LOG_MESSAGE_MAX_CHARS), level, _plain(fields)))
 
     @property
     def cancelled(self) -> bool:
@@ -105,7 +114,14 @@ class Context:
 
 def _plain(fields: dict[str, Any]) -> dict[str, Any]:
     """Fields of a log line as JSON values, each cut to its limit; whatever is no JSON value becomes its text."""
-    return {
-        name: value if isinstance(value, int | float | bool | None) else str(value)[:FIELD_MAX_CHARS]
-        for name, value in fields.items()
-    }
+    return {clean(name, FIELD_NAME_MAX_CHARS): _plain_value(value) for name, value in islice(fields.items(), FIELDS_MAX)}
+
+
+def _plain_value(value: Any) -> Any:
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, float):
+        return float(value)  # subclasses, such as NumPy's, are none that can be stored
+    if isinstance(value, int) and int(value) in _INTEGERS:
+        return int(value)
+    return clean(text_of(value), FIELD_MAX_CHARS)

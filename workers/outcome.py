@@ -9,6 +9,9 @@ from enum import StrEnum
 from eventq.events.catalogue import ErrorInfo
 from eventq.events.errors import FetchRefused, InvalidInput, NotFound
 from eventq.events.limits import ERROR_MESSAGE_MAX_CHARS, TRACEBACK_MAX_CHARS
+from eventq.workers.text import clean, text_of
+
+TYPE_MAX_CHARS = 200
 
 
 class StopReason(StrEnum):
@@ -57,22 +60,13 @@ def raised(error: BaseException) -> Raised:
 
 
 def describe_error(error: BaseException) -> ErrorInfo:
-    """The error as data, cut to its limits. Survives exceptions whose ``__str__`` raises."""
-    try:
-        message = str(error)
-    except Exception as broken:
-        message = f"(its text cannot be had: {type(broken).__name__})"
+    """The error as data, cut to its limits. Survives exceptions whose ``__str__`` raises, even ``SystemExit``."""
     try:
         text = "".join(traceback.format_exception(error, limit=-20))
-    except Exception:
+    except BaseException:  # what the exception's own methods raise must not take the outcome along
         text = ""
     return ErrorInfo(
-        type=type(error).__name__[:200],
-        message=_clean(message)[:ERROR_MESSAGE_MAX_CHARS],
-        traceback=_clean(text)[-TRACEBACK_MAX_CHARS:] or None,
+        type=clean(type(error).__name__, TYPE_MAX_CHARS),
+        message=clean(text_of(error), ERROR_MESSAGE_MAX_CHARS),
+        traceback=clean(text[-TRACEBACK_MAX_CHARS:], TRACEBACK_MAX_CHARS) or None,
     )
-
-
-def _clean(text: str) -> str:
-    """Text that JSON and UTF-8 can carry: lone surrogates and NUL replaced."""
-    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()

@@ -82,8 +82,16 @@ class Pacer:
             self._dropped = 0
         size = 0
         while self._lines:
-            size += len(orjson.dumps(asdict(self._lines[0])))
+            size += _size(self._lines[0])
             if taken and size > MESSAGE_MAX_BYTES:
                 break
             taken.append(self._lines.popleft())
         return taken
+
+
+def _size(line: LogLine) -> int:
+    """In bytes. A line that cannot be encoded travels alone, so that it takes no other with it when it is refused."""
+    try:
+        return len(orjson.dumps(asdict(line)))
+    except Exception:
+        return MESSAGE_MAX_BYTES

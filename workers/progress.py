@@ -7,20 +7,21 @@ import math
 from eventq.events.errors import InvalidInput
 from eventq.events.limits import LOG_MESSAGE_MAX_CHARS
 from eventq.events.report import Progress
+from eventq.workers.text import clean
 
 UNIT_MAX_CHARS = 32
 
 
 def checked_progress(done: float, total: float | None, unit: str | None, message: str | None) -> Progress:
-    """Finite, non-negative numbers and texts cut to their limits, else :class:`InvalidInput`.
+    """Finite, non-negative numbers and texts cut to their limits and made fit to be stored, else :class:`InvalidInput`.
 
     A ``total`` of 0 means that there was nothing to do and becomes ``None``: no share of it can be shown.
     """
     return Progress(
         _amount("done", done),
         _amount("total", total) or None if total is not None else None,
-        None if unit is None else str(unit)[:UNIT_MAX_CHARS],
-        None if message is None else str(message)[:LOG_MESSAGE_MAX_CHARS],
+        None if unit is None else clean(str(unit), UNIT_MAX_CHARS),
+        None if message is None else clean(str(message), LOG_MESSAGE_MAX_CHARS),
     )
 
 

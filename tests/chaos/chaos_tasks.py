@@ -253,6 +253,97 @@ async def kill_worker() -> NoReturn:
     raise AssertionError("unreachable")
 
 
+@task(name="chaos.deeper_than_events")
+def deeper_than_events() -> list[Any]:
+    """Its encoder takes it, but not with an event around it."""
+    value: list[Any] = []
+    for _ in range(252):
+        value = [value]
+    return value
+
+
+@task(name="chaos.unprintable_plain")
+def unprintable_plain(context: Context) -> dict[str, Any]:
+    """Says what no JSON can carry."""
+    say_the_unprintable(context)
+    return done(context)
+
+
+@task(name="chaos.unprintable")
+async def unprintable(context: Context) -> dict[str, Any]:
+    say_the_unprintable(context)
+    return done(context)
+
+
+def say_the_unprintable(context: Context) -> None:
+    context.progress(1, unit="\ud800", message="\udfff\0")
+    odd: dict[str, Any] = {"number": 2**70, "vast": 2**20_000, "\ud800": "\ud800"}
+    context.log("\ud800", "info", **odd)
+
+
+class Exiting(Exception):
+    """An exception that ends the program when it is printed."""
+
+    def __str__(self) -> str:
+        raise SystemExit(4)
+
+
+@task(name="chaos.exits_when_printed")
+def exits_when_printed() -> None:
+    raise Exiting
+
+
+@task(name="chaos.exits_when_printed_async")
+async def exits_when_printed_async() -> None:
+    raise Exiting
+
+
+# Tasks that leave something behind
+
+
+@task(name="chaos.fork")
+def fork(context: Context) -> int:
+    """Returns twice, in two processes; both report first."""
+    started = os.fork()
+    context.progress(1, unit="original" if started else "copy")
+    if started:
+        os.waitpid(started, 0)
+    return started
+
+
+@task(name="chaos.leave_thread")
+def leave_thread(context: Context) -> int:
+    """Its thread goes on to report for as long as the process lives."""
+
+    def go_on() -> None:
+        while True:
+            context.progress(1, unit="stray")
+            time.sleep(POLL_S)
+
+    threading.Thread(target=go_on, daemon=True).start()
+    return os.getpid()
+
+
+@task(name="chaos.leave_process")
+def leave_process(context: Context, session: bool, orphan: bool) -> int:
+    """Its process stays: in a session of its own, or below a parent that has ended."""
+    code = "import threading; threading.Event().wait()"
+    if orphan:
+        code = f"import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', {code!r}], stdout=2).pid)"
+        found = subprocess.run([sys.executable, "-c", code], start_new_session=session, stdout=subprocess.PIPE, check=True)
+        witness(context, "enter", int(found.stdout))
+    else:
+        witness(context, "enter", subprocess.Popen([sys.executable, "-c", code], start_new_session=session).pid)
+    return os.getpid()
+
+
+@task(name="chaos.interject")
+def interject(hexed: str) -> str:
+    """Puts bytes of its own on the way to the worker."""
+    os.write(int(sys.argv[1]), bytes.fromhex(hexed))
+    return "own"
+
+
 # Tasks that are asked to stop
 
 

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from eventq.events.errors import InvalidInput
-from eventq.events.report import Log, LogLine, Progress
+from eventq.events.report import Log, LogLine, Progress, decode_report
+from eventq.events.subjects import PROGRESS, progress_subject
+from eventq.workers.context import FIELDS_MAX
 from eventq.workers.pacer import LINES_WAITING_MAX, MESSAGE_MAX_BYTES, Pacer
 from eventq.workers.progress import checked_progress
+from eventq.workers.reports import Reports
+from tests.chaos.site import Control
+from tests.workers.support import RecordingHost, make_context
 
 
 def at(done: float) -> Progress:
@@ -110,3 +118,58 @@ def test_texts_are_cut_and_an_empty_total_is_unknown() -> None:
     assert len(progress.message or "") == 4_000
     with pytest.raises(InvalidInput):
         checked_progress(1, float("inf"), None, None)
+
+
+def test_texts_that_cannot_be_stored_are_replaced() -> None:
+    progress = checked_progress(1, None, "\ud800", "a\0b\udfff")
+    assert (progress.unit, progress.message) == ("?", "a\ufffdb?")
+
+
+class Exiting:
+    def __str__(self) -> str:
+        raise SystemExit
+
+
+class Share(float):
+    """As NumPy's numbers are: a float that no encoder knows."""
+
+
+def test_fields_of_a_line_become_values_that_can_be_stored(tmp_path: Path) -> None:
+    host = RecordingHost()
+    context = make_context(tmp_path, host)
+    odd: dict[str, Any] = {
+        "big": 2**64,
+        "vast": 2**20_000,
+        "share": Share(0.5),
+        "on": True,
+        "what": Exiting(),
+        "\ud800": "\ud800",
+    }
+    context.log("\ud800", "info", **odd)
+    context.log("many", "info", **{f"f{n}": n for n in range(FIELDS_MAX + 5)})
+    (_, message, fields), (_, _, many) = host.lines
+    assert message == "?"
+    assert fields["big"] == str(2**64)
+    assert (fields["share"], fields["on"], fields["?"]) == (0.5, True, "?")
+    assert "cannot be had" in fields["vast"]
+    assert "SystemExit" in fields["what"]
+    assert len(many) == FIELDS_MAX
+    orjson.dumps(fields)
+
+
+async def test_reports_that_cannot_be_published_are_counted_and_take_no_other_along(control: Control) -> None:
+    reports = Reports(control.log.broker, "t-unpublishable", 1, "test")
+    for odd in (2**70, object()):
+        reports.add(LogLine("good"))
+        reports.add(LogLine("bad", fields={"n": odd}))
+    reports.add(LogLine("good"))
+    await reports.close()
+    assert reports.lost == 2
+    stored = await control.log.broker.js.get_last_msg(PROGRESS, progress_subject("t-unpublishable"))
+    assert [line.message for line in log_of(stored.data)] == ["good"]
+
+
+def log_of(payload: bytes | None) -> list[LogLine]:
+    report = decode_report(payload or b"", progress_subject("t"))
+    assert isinstance(report.data, Log)
+    return report.data.lines
