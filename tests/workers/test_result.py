@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel
 
 from eventq.events.errors import InvalidInput, PayloadTooLarge
-from eventq.workers.result import RESULT_MAX_BYTES, encode_result
+from eventq.workers.result import RESULT_DEPTH_MAX, RESULT_MAX_BYTES, encode_result
 
 
 class Point(BaseModel):
@@ -44,6 +44,16 @@ def test_a_value_that_contains_itself_is_refused() -> None:
     value.append(value)
     with pytest.raises(InvalidInput):
         encode_result(value)
+
+
+def test_a_result_has_a_limit_to_its_depth() -> None:
+    value: Any = 1
+    for _ in range(RESULT_DEPTH_MAX // 2):
+        value = [{"a": value}]
+    assert orjson.loads(encode_result(value)) == value
+    with pytest.raises(InvalidInput) as refused:
+        encode_result([value])
+    assert refused.value.fields["limit"] == RESULT_DEPTH_MAX
 
 
 def test_a_result_has_a_limit() -> None:

@@ -34,7 +34,10 @@ BAD = [
     ("chaos.cancels_itself", "TaskCancelled", "nobody had asked", "attempts_exhausted"),
     ("chaos.nan", "InvalidInput", "result: is not JSON", "not_retryable"),
     ("chaos.no_json", "InvalidInput", "result: is not JSON", "not_retryable"),
-    ("chaos.deep", "InvalidInput", "result: is not JSON", "not_retryable"),
+    ("chaos.exits_when_printed", "Exiting", "its text cannot be had", "attempts_exhausted"),
+    ("chaos.exits_when_printed_async", "Exiting", "its text cannot be had", "attempts_exhausted"),
+    ("chaos.deep", "InvalidInput", "result: is nested too deeply", "not_retryable"),
+    ("chaos.deeper_than_events", "InvalidInput", "result: is nested too deeply", "not_retryable"),
     ("chaos.big_number", "InvalidInput", "result: is not JSON", "not_retryable"),
     ("chaos.huge", "PayloadTooLarge", "result: is too large", "not_retryable"),
 ]
@@ -56,6 +59,13 @@ async def test_bad_code_fails_its_task_and_nothing_else(
     assert end.data.error.type == error
     assert message in end.data.error.message
     assert end.data.reason == reason
+    assert end.attempt == 1
+
+
+@pytest.mark.parametrize("task_name", ["chaos.unprintable", "chaos.unprintable_plain"])
+async def test_reports_that_no_json_can_carry_do_not_cost_the_outcome(control: Control, task_name: str) -> None:
+    end = await control.run(task_name)
+    assert isinstance(end.data, Completed)
     assert end.attempt == 1
 
 
