@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from typing import Any
+from typing import Any, cast
 
 import orjson
 
@@ -19,6 +19,10 @@ class FrameError(ConnectionError):
     """The other side closed the channel, or sent what is no frame."""
 
 
+class BadFrame(FrameError):
+    """The other side sent what is no frame, or none that belongs here. Nothing that follows can be trusted."""
+
+
 def pack(message: dict[str, Any]) -> bytes:
     """One message as bytes."""
     payload = orjson.dumps(message)
@@ -28,7 +32,7 @@ def pack(message: dict[str, Any]) -> bytes:
 def _length(header: bytes) -> int:
     (length,) = _LENGTH.unpack(header)
     if length > FRAME_MAX_BYTES:
-        raise FrameError(f"a frame of {length} bytes is over the limit of {FRAME_MAX_BYTES}")
+        raise BadFrame(f"a frame of {length} bytes is over the limit of {FRAME_MAX_BYTES}")
     return int(length)
 
 
@@ -38,14 +42,22 @@ async def read_frame(reader: asyncio.StreamReader) -> dict[str, Any]:
         payload = await reader.readexactly(_length(await reader.readexactly(_LENGTH.size)))
     except (asyncio.IncompleteReadError, OSError) as error:
         raise FrameError("the channel was closed") from error
-    found: dict[str, Any] = orjson.loads(payload)
-    return found
+    return _unpack(payload)
 
 
 def receive_frame(channel: socket.socket) -> dict[str, Any]:
     """The next message, blocking. Raises :class:`FrameError` when the channel ends."""
-    found: dict[str, Any] = orjson.loads(_receive(channel, _length(_receive(channel, _LENGTH.size))))
-    return found
+    return _unpack(_receive(channel, _length(_receive(channel, _LENGTH.size))))
+
+
+def _unpack(payload: bytes) -> dict[str, Any]:
+    try:
+        found = orjson.loads(payload)
+    except ValueError as error:
+        raise BadFrame(f"a frame is no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise BadFrame("a frame is no JSON object")
+    return cast("dict[str, Any]", found)
 
 
 def _receive(channel: socket.socket, count: int) -> bytes:

@@ -17,6 +17,7 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Set
 from dataclasses import asdict
 from ipaddress import ip_network
 from pathlib import Path
@@ -33,6 +34,7 @@ from eventq.workers.registry import load_modules
 from eventq.workers.result import encode_result
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
 
 
 def die_with_parent(parent: int) -> None:
@@ -43,29 +45,57 @@ def die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-class _Host:
-    """The context's host inside the child: everything becomes a frame to the worker.
+def adopt_orphans() -> None:
+    """Have the kernel make this process the parent of what its descendants leave behind, so that it can be found."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+class _Channel:
+    """The way to the worker. It belongs to the process that was given it; one that task code forked must not use it.
 
     ``stopped`` is the number of the newest job that was asked to stop: a request that comes late never hits the next job.
     """
 
     def __init__(self, channel: socket.socket) -> None:
-        self._channel = channel
+        self._socket = channel
+        self._owner = os.getpid()
         self._sending = threading.Lock()
-        self.job = 0
         self.stopped = 0
+        channel.set_inheritable(False)
+        os.register_at_fork(after_in_child=channel.close)
+
+    @property
+    def forked(self) -> bool:
+        """Whether this process is a copy of the one that was given the channel."""
+        return os.getpid() != self._owner
+
+    def send(self, number: int, message: dict[str, Any]) -> None:
+        """Send one frame about job ``number`` (0: about the process itself). A copy of the process ends here."""
+        if self.forked:
+            os._exit(0)
+        frame = pack({"number": number, **message})
+        with self._sending:
+            self._socket.sendall(frame)
+
+
+class _Host:
+    """The context's host inside the child, for one job: everything becomes a frame to the worker.
+
+    A process that task code forked has no say: its reports are dropped, and it ends where it would report an outcome.
+    """
+
+    def __init__(self, channel: _Channel, number: int) -> None:
+        self._channel = channel
+        self._number = number
 
     def report(self, report: Progress | LogLine) -> None:
-        kind = "progress" if isinstance(report, Progress) else "log"
-        self.send({"kind": kind, "report": asdict(report)})
+        if not self._channel.forked:
+            kind = "progress" if isinstance(report, Progress) else "log"
+            self._channel.send(self._number, {"kind": kind, "report": asdict(report)})
 
     def cancelled(self) -> bool:
-        return self.stopped == self.job
-
-    def send(self, message: dict[str, Any]) -> None:
-        frame = pack(message)
-        with self._sending:
-            self._channel.sendall(frame)
+        return self._channel.stopped == self._number
 
 
 def isolation_to(isolation: Isolation) -> dict[str, Any]:
@@ -91,17 +121,16 @@ def isolation_from(raw: dict[str, Any]) -> Isolation:
 class _Runner:
     """Runs jobs one after another with what was loaded once."""
 
-    def __init__(self, host: _Host, isolation: Isolation) -> None:
-        self._host = host
+    def __init__(self, channel: _Channel, isolation: Isolation) -> None:
+        self._channel = channel
         self._registry = load_modules(isolation.modules)
         self._blobs = BlobStore.open(isolation.blob_url)
         self._inputs = Inputs(self._blobs, isolation.input_dirs, isolation.fetch_allow)
 
     def run(self, job: dict[str, Any]) -> dict[str, Any]:
         """Run one function to its end, whatever it does, and say how it ended."""
-        self._host.job = job["number"]
         context = Context(
-            self._host,
+            _Host(self._channel, job["number"]),
             task_id=job["task_id"],
             attempt=job["attempt"],
             worker_id=job["worker_id"],
@@ -121,13 +150,31 @@ class _Runner:
             return {"kind": "raised", "error": outcome.error.model_dump(), "retryable": outcome.retryable}
 
 
-def _listen(channel: socket.socket, host: _Host, jobs: queue.SimpleQueue[dict[str, Any]]) -> None:
+def _threads() -> frozenset[int]:
+    """Threads that run Python code, also those that the ``threading`` module does not know; a library's own are not meant."""
+    return frozenset(sys._current_frames())  # pyright: ignore[reportPrivateUsage]  # documented, whatever its name says
+
+
+def _left_behind(threads: Set[int]) -> bool:
+    """Whether a job left something running that could meddle with the next: threads of Python's beyond ``threads``, or
+    processes. Those that have ended are reaped."""
+    if _threads() - threads:
+        return True
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        return False
+    return True
+
+
+def _listen(channel: socket.socket, way: _Channel, jobs: queue.SimpleQueue[dict[str, Any]]) -> None:
     """Take jobs and stop requests until the worker is gone; then nobody wants the outcome any more."""
     try:
         while True:
             message = receive_frame(channel)
             if message["kind"] == "stop":
-                host.stopped = message["number"]
+                way.stopped = message["number"]
             else:
                 jobs.put(message)
     except (FrameError, OSError):
@@ -138,20 +185,24 @@ def main() -> None:
     """``python -P -m eventq.workers.process_main FD PARENT``"""
     channel = socket.socket(fileno=int(sys.argv[1]))
     die_with_parent(int(sys.argv[2]))
+    adopt_orphans()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     setup = receive_frame(channel)
     sys.path[:] = setup["path"]
-    host = _Host(channel)
+    way = _Channel(channel)
     try:
-        runner = _Runner(host, isolation_from(setup["isolation"]))
+        runner = _Runner(way, isolation_from(setup["isolation"]))
     except BaseException as error:
-        host.send({"kind": "broken", "error": raised(error).error.model_dump()})
+        way.send(0, {"kind": "broken", "error": raised(error).error.model_dump()})
         raise
-    host.send({"kind": "ready"})
+    way.send(0, {"kind": "ready"})
     jobs: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-    threading.Thread(target=_listen, args=(channel, host, jobs), daemon=True, name="listen").start()
+    threading.Thread(target=_listen, args=(channel, way, jobs), daemon=True, name="listen").start()
+    threads = _threads()
     while True:
-        host.send(runner.run(jobs.get()))
+        job = jobs.get()
+        outcome = runner.run(job)
+        way.send(job["number"], outcome if way.forked else {**outcome, "clean": not _left_behind(threads)})
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from eventq.events.catalogue import ErrorInfo
@@ -21,11 +22,13 @@ from eventq.events.errors import EventqError
 from eventq.events.report import LogLine, Progress
 from eventq.workers.config import Isolation
 from eventq.workers.devices import Device
-from eventq.workers.frames import FrameError, pack, read_frame
+from eventq.workers.frames import BadFrame, FrameError, pack, read_frame
 from eventq.workers.outcome import Outcome, Raised, Returned, Stopped, StopReason
 from eventq.workers.process_main import isolation_to
 
 START_TIMEOUT_S = 60.0
+_MALFORMED = (KeyError, TypeError, ValueError, AttributeError)
+"""What reading a frame of the wrong form raises."""
 
 OnReport = Callable[[Progress | LogLine], None]
 
@@ -47,11 +50,18 @@ class Child:
         self._reader = reader
         self._writer = writer
         self._job = 0
+        self._fit = True
 
     @classmethod
     async def start(cls, isolation: Isolation, device: Device) -> Child:
         """Start a child and wait until it has loaded the task modules. Raises :class:`ChildBroken` if it cannot."""
         ours, theirs = socket.socketpair()
+        try:
+            reader, writer = await asyncio.open_connection(sock=ours)
+        except BaseException:
+            theirs.close()
+            ours.close()
+            raise
         try:
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-P", "-m", "eventq.workers.process_main", str(theirs.fileno()), str(os.getpid())),
@@ -60,47 +70,65 @@ class Child:
                 pass_fds=(theirs.fileno(),),
                 env={**os.environ, **device.environment},
             )
+        except BaseException:
+            writer.close()
+            raise
         finally:
             theirs.close()
-        reader, writer = await asyncio.open_connection(sock=ours)
         child = cls(process, reader, writer, device)
         try:
-            async with asyncio.timeout(START_TIMEOUT_S):
-                await child._send({"isolation": isolation_to(isolation), "path": sys.path})
-                first = await read_frame(reader)
-        except (FrameError, TimeoutError) as error:
+            await child._set_up(isolation)
+        except BaseException:
             await child.kill()
-            raise ChildBroken(f"a child process did not start: {error!r}") from error
-        if first["kind"] != "ready":
-            await child.kill()
-            raise ChildBroken(f"a child process cannot load the tasks: {first['error']['message']}", error=first["error"])
+            raise
         return child
+
+    async def _set_up(self, isolation: Isolation) -> None:
+        try:
+            async with asyncio.timeout(START_TIMEOUT_S):
+                await self._send({"isolation": isolation_to(isolation), "path": sys.path})
+                first = await read_frame(self._reader)
+            error = None if first["kind"] == "ready" else ErrorInfo(**first["error"])
+        except (OSError, TimeoutError, *_MALFORMED) as problem:
+            raise ChildBroken(f"a child process did not start: {problem!r}") from problem
+        if error is not None:
+            raise ChildBroken(f"a child process cannot load the tasks: {error.message}", error=error.model_dump())
 
     @property
     def alive(self) -> bool:
         """Whether the process has not ended."""
         return self._process.returncode is None
 
+    @property
+    def fit(self) -> bool:
+        """Whether it may run another function: it lives, and the last one left nothing behind that could meddle."""
+        return self.alive and self._fit
+
     async def run(self, job: dict[str, Any], on_report: OnReport) -> Outcome:
-        """Run one function to its end; progress and log lines go to ``on_report`` as they come."""
+        """Run one function to its end; progress and log lines go to ``on_report`` as they come.
+
+        A child that leaves anything running, or says what does not belong to this job, is killed afterwards.
+        """
         self._job += 1
+        self._fit = False
         try:
             await self._send({"kind": "run", "number": self._job, "device": self.device.name, **job})
             while True:
                 message = await read_frame(self._reader)
-                match message["kind"]:
-                    case "returned":
-                        return Returned(message["result"].encode())
-                    case "raised":
-                        return Raised(ErrorInfo(**message["error"]), retryable=message["retryable"])
-                    case "stopped":
-                        return Stopped(StopReason.CANCELLED)
-                    case "progress":
-                        on_report(Progress(**message["report"]))
-                    case _:
-                        on_report(LogLine(**message["report"]))
-        except (FrameError, OSError):
+                said = _parsed(message, self._job)
+                if isinstance(said, Progress | LogLine):
+                    on_report(said)
+                elif said is not None:
+                    self._fit = message.get("clean") is True
+                    return said
+        except BadFrame as error:
+            await self.kill()
+            return Raised(ErrorInfo(type="ProcessDied", message=f"the process that ran it was ended: {error}"))
+        except OSError:
             return Raised(ErrorInfo(type="ProcessDied", message=await self._obituary()))
+        finally:
+            if not self._fit:
+                await self.kill()
 
     async def ask(self) -> None:
         """Ask the running function to stop: its context raises at the next ``check``."""
@@ -118,8 +146,13 @@ class Child:
         await self.kill()
 
     async def kill(self) -> None:
-        """SIGKILL to the whole group, also to what outlived the child itself."""
+        """SIGKILL to the whole group, also to what outlived the child itself, and to what left the group."""
+        self._fit = False
+        strays = _descendants(self._process.pid) if self.alive else []
         self._signal(signal.SIGKILL)
+        for stray in strays:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(stray, signal.SIGKILL)
         await self._process.wait()
         self._writer.close()
 
@@ -140,6 +173,49 @@ class Child:
         return f"the process that ran it exited with code {code} before it had a result"
 
 
+def _parsed(message: dict[str, Any], job: int) -> Outcome | Progress | LogLine | None:
+    """What a frame says about ``job``; ``None`` for a late report of an earlier one. Raises :class:`BadFrame`."""
+    try:
+        said, number = _content(message), message["number"]
+    except _MALFORMED as error:
+        raise BadFrame(f"it sent what is no answer: {error!r}"[:500]) from error
+    if number == job:
+        return said
+    if isinstance(said, Progress | LogLine) and isinstance(number, int) and number < job:
+        return None
+    raise BadFrame(f"it answered for job {number!r} instead of {job}"[:500])
+
+
+def _content(message: dict[str, Any]) -> Outcome | Progress | LogLine:
+    match message["kind"]:
+        case "returned":
+            return Returned(message["result"].encode())
+        case "raised":
+            return Raised(ErrorInfo(**message["error"]), retryable=bool(message["retryable"]))
+        case "stopped":
+            return Stopped(StopReason.CANCELLED)
+        case "progress":
+            return Progress(**message["report"])
+        case "log":
+            return LogLine(**message["report"])
+        case kind:
+            raise ValueError(f"unknown kind {kind!r}")
+
+
+def _descendants(pid: int) -> list[int]:
+    """All processes below ``pid``, also those that left its group; none where there is no ``/proc`` to tell."""
+    below: dict[int, list[int]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has just ended
+            # The name, in parentheses, may hold anything; state and parent follow it.
+            parent = int(path.read_text(errors="replace").rpartition(")")[2].split()[1])
+            below.setdefault(parent, []).append(int(path.parent.name))
+    found = list(below.get(pid, ()))
+    for child in found:  # grows as it goes
+        found += below.get(child, ())
+    return found
+
+
 class ChildPool:
     """Up to one child for each entry of ``devices``; a device's child is replaced when it ended."""
 
@@ -153,7 +229,7 @@ class ChildPool:
         self._free.sort(key=lambda place: isinstance(place, Child))
         place = self._free.pop()
         if isinstance(place, Child):
-            if place.alive:
+            if place.fit:
                 return place
             place = place.device
         try:
@@ -163,8 +239,8 @@ class ChildPool:
             raise
 
     def give_back(self, child: Child) -> None:
-        """The child is free again; a dead one leaves its device's place empty."""
-        self._free.append(child if child.alive else child.device)
+        """The child is free again; a dead or unfit one leaves its device's place empty."""
+        self._free.append(child if child.fit else child.device)
 
     async def close(self) -> None:
         """End all children that run nothing."""

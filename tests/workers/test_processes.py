@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
+from eventq.events.report import LogLine, Progress
 from eventq.workers.config import Isolation
 from eventq.workers.devices import CPU
+from eventq.workers.frames import pack
 from eventq.workers.outcome import Outcome, Raised, Returned, Stopped
-from eventq.workers.processes import Child, ChildBroken, ChildPool
+from eventq.workers.processes import Child, ChildBroken, ChildPool, OnReport
 from tests.chaos.checker import read_witness
 from tests.chaos.site import TASKS
 from tests.support.poll import eventually
@@ -33,9 +35,9 @@ async def pool(isolation: Isolation) -> AsyncIterator[ChildPool]:
     await pool.close()
 
 
-async def run(child: Child, task_name: str, *args: Any) -> Outcome:
+async def run(child: Child, task_name: str, *args: Any, on_report: OnReport = lambda _: None) -> Outcome:
     job: dict[str, Any] = {"task_name": task_name, "task_id": "t", "attempt": 1, "worker_id": "w", "args": args, "kwargs": {}}
-    return await child.run(job, lambda _: None)
+    return await child.run(job, on_report)
 
 
 async def pid_of(child: Child) -> int:
@@ -112,6 +114,90 @@ async def test_killing_a_child_kills_what_its_function_started(pool: ChildPool) 
     await child.end(patience_s=0.1)
     assert isinstance(await running, Raised)
     await eventually(lambda: dead(grandchild), timeout=60, what="the function's own process is dead")
+    pool.give_back(child)
+
+
+async def test_a_function_that_forks_ends_once_and_the_next_result_is_the_next_functions(pool: ChildPool) -> None:
+    child = await pool.take()
+    said: list[Progress | LogLine] = []
+    outcome = await run(child, "chaos.fork", on_report=said.append)
+    assert isinstance(outcome, Returned)
+    assert int(outcome.result) > 0
+    assert [report.unit for report in said if isinstance(report, Progress)] == ["original"]
+    assert await run(child, "chaos.echo_size", "next") == Returned(b'{"text":"next"}')
+    pool.give_back(child)
+
+
+async def test_a_child_with_a_thread_left_over_is_replaced(pool: ChildPool) -> None:
+    child = await pool.take()
+    outcome = await run(child, "chaos.leave_thread")
+    assert isinstance(outcome, Returned)
+    assert dead(int(outcome.result))
+    pool.give_back(child)
+    replaced = await pool.take()
+    assert replaced is not child
+    pool.give_back(replaced)
+
+
+@pytest.mark.parametrize("session", [False, True])
+@pytest.mark.parametrize("orphan", [False, True])
+async def test_a_child_with_a_process_left_over_is_replaced_and_the_process_killed(
+    pool: ChildPool, session: bool, orphan: bool
+) -> None:
+    child = await pool.take()
+    outcome = await run(child, "chaos.leave_process", session, orphan)
+    assert isinstance(outcome, Returned)
+    assert not child.fit
+    left = await pid_when_entered()
+    await eventually(lambda: dead(left), timeout=60, what="what the function left is dead")
+    assert dead(int(outcome.result))
+    pool.give_back(child)
+
+
+FOREIGN = [
+    pack({"kind": "returned", "number": 2, "result": "1", "clean": True}),
+    pack({"kind": "returned", "number": 0, "result": "1", "clean": True}),
+    pack({"kind": "returned", "result": "1", "clean": True}),
+    pack({"kind": "returned", "number": 1}),
+    pack({"kind": "returned", "number": 1, "result": 5}),
+    pack({"kind": "raised", "number": 1, "error": {}, "retryable": True}),
+    pack({"kind": "progress", "number": 1, "report": 7}),
+    pack({"kind": "progress", "number": 2, "report": {"done": 1}}),
+    pack({"kind": "ready", "number": 1}),
+    pack({}),
+    b"\0\0\0\2[]",
+    b"\0\0\0\2{{",
+    b"\xff\xff\xff\xff",
+]
+
+
+@pytest.mark.parametrize("frame", FOREIGN)
+async def test_a_child_that_says_what_belongs_to_no_job_is_killed(pool: ChildPool, frame: bytes) -> None:
+    child = await pool.take()
+    outcome = await run(child, "chaos.interject", frame.hex())
+    assert isinstance(outcome, Raised)
+    assert outcome.error.type == "ProcessDied"
+    assert outcome.retryable
+    assert not child.alive
+    pool.give_back(child)
+
+
+async def test_reports_of_an_earlier_job_are_dropped(pool: ChildPool) -> None:
+    child = await pool.take()
+    said: list[Progress | LogLine] = []
+    late = pack({"kind": "progress", "number": 0, "report": {"done": 1}})
+    assert await run(child, "chaos.interject", late.hex(), on_report=said.append) == Returned(b'"own"')
+    assert said == []
+    pool.give_back(child)
+
+
+async def test_a_child_whose_function_was_abandoned_is_not_given_to_the_next(pool: ChildPool) -> None:
+    child = await pool.take()
+    running = asyncio.create_task(run(child, "chaos.cooperative_plain"))
+    await pid_when_entered()
+    running.cancel()
+    await asyncio.wait((running,))
+    assert not child.alive
     pool.give_back(child)
 
 
