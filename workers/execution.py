@@ -15,6 +15,7 @@ import structlog
 
 from eventq.events.blobs import BlobStore
 from eventq.events.catalogue import ErrorInfo
+from eventq.events.ending import end
 from eventq.events.report import LogLine, Progress
 from eventq.workers.context import Context, TaskCancelled
 from eventq.workers.inputs import Inputs
@@ -100,7 +101,7 @@ class Execution:
             return Raised(ErrorInfo(type="Unstoppable", message="the coroutine ignores its cancellation"))
         return Stopped(StopReason.CANCELLED) if running.cancelled() else running.result()
 
-    async def _until_stopped_or(self, running: asyncio.Task[Outcome]) -> None:
+    async def _until_stopped_or(self, running: asyncio.Task[Any]) -> None:
         """As ``asyncio.wait`` for either, without a task of its own that waits for the stop."""
         over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -127,7 +128,12 @@ class Execution:
     # In a child process
 
     async def _run_in_child(self, args: list[Any], kwargs: dict[str, Any], pool: ChildPool) -> Outcome:
-        child = await pool.take()
+        try:
+            child = await self._take(pool)
+        except (OSError, MemoryError) as error:  # no process, no memory, no file to be had: later there may be
+            return raised(error)
+        if child is None:
+            return Stopped(StopReason.CANCELLED)
         timer = None
         if self._timeout_s is not None:
             timer = asyncio.get_running_loop().call_later(self._timeout_s, self.stop, StopReason.TIMED_OUT)
@@ -149,6 +155,21 @@ class Execution:
             with suppress(asyncio.CancelledError):
                 await stopper
             pool.give_back(child)
+
+    async def _take(self, pool: ChildPool) -> Child | None:
+        """A child to run in, which may take a while to start; ``None`` where the attempt was stopped before it had one."""
+        taking = asyncio.create_task(pool.take())
+        try:
+            await self._until_stopped_or(taking)
+        finally:
+            await end(taking)
+        if taking.cancelled():
+            return None
+        child = taking.result()
+        if self.stop_reason is None:
+            return child
+        pool.give_back(child)
+        return None
 
     async def _stop_child(self, child: Child) -> None:
         await self._stopping.wait()

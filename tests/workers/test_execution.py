@@ -1,0 +1,69 @@
+"""An attempt that has no child process yet can be stopped, and a child that cannot be had is a failure like any other."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from eventq.events.report import LogLine, Progress
+from eventq.workers.config import Isolation
+from eventq.workers.devices import CPU
+from eventq.workers.execution import Execution
+from eventq.workers.outcome import Raised, Stopped, StopReason
+from eventq.workers.processes import Child, ChildPool
+from eventq.workers.registry import TaskFunction, load_modules
+from tests.chaos.site import TASKS
+
+
+@pytest.fixture
+def function() -> TaskFunction:
+    return load_modules([str(TASKS)]).get("chaos.pid")
+
+
+def execution(function: TaskFunction) -> Execution:
+    def ignore(_: Progress | LogLine) -> None: ...
+
+    return Execution(function, task_id="t", attempt=1, worker_id="w", timeout_s=None, stop_s=0.1, on_report=ignore)
+
+
+def starting_with(monkeypatch: pytest.MonkeyPatch, start: Callable[..., object]) -> ChildPool:
+    monkeypatch.setattr(Child, "start", start)
+    return ChildPool(Isolation(), [CPU])
+
+
+async def test_an_attempt_whose_child_is_still_starting_stops_at_once(
+    monkeypatch: pytest.MonkeyPatch, function: TaskFunction
+) -> None:
+    starting, given_up = asyncio.Event(), asyncio.Event()
+
+    async def start(*_: object) -> Child:
+        starting.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            given_up.set()
+        raise AssertionError("unreachable")
+
+    attempt, pool = execution(function), starting_with(monkeypatch, start)
+    running = asyncio.create_task(attempt.run([], {}, pool))
+    await starting.wait()
+    attempt.stop(StopReason.CANCELLED)
+    async with asyncio.timeout(10):
+        assert await running == Stopped(StopReason.CANCELLED)
+    assert given_up.is_set()
+
+
+@pytest.mark.parametrize("error", [BlockingIOError(11, "no process to be had"), MemoryError()])
+async def test_a_child_that_cannot_be_had_is_a_failure_that_may_be_retried(
+    monkeypatch: pytest.MonkeyPatch, function: TaskFunction, error: Exception
+) -> None:
+    async def start(*_: object) -> Child:
+        raise error
+
+    pool = starting_with(monkeypatch, start)
+    for _ in range(2):  # the place is free again
+        outcome = await execution(function).run([], {}, pool)
+        assert isinstance(outcome, Raised)
+        assert (outcome.error.type, outcome.retryable) == (type(error).__name__, True)
