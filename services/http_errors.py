@@ -57,6 +57,7 @@ RETRY_AFTER_S: dict[str, int] = {"LAGGING": 1, "LOG_UNAVAILABLE": 2, "UNAVAILABL
 """After how many seconds a 503 is worth another try."""
 
 REQUEST_ID = web.RequestKey("request_id", str)
+_READS = frozenset({"GET", "HEAD", "OPTIONS"})
 _REQUEST_ID = re.compile(rf"[A-Za-z0-9_.-]{{1,{REQUEST_ID_MAX_CHARS}}}", re.ASCII)
 _CODE_OF_STATUS = {400: "BAD_REQUEST", 404: "NOT_FOUND", 405: "METHOD_NOT_ALLOWED", 413: "PAYLOAD_TOO_LARGE"}
 
@@ -152,6 +153,8 @@ async def errors_middleware(request: web.Request, handler: Any) -> web.StreamRes
     except Exception:
         log.exception("request.failed", method=request.method, path=request.path)
         return plain_error(500, "Internal error; the log has the details under this request id.", request_id)
+    if request.method not in _READS:
+        log.info("request.answered", method=request.method, path=request.path, status=response.status)
     return response
 
 

@@ -130,7 +130,7 @@ async def run_api(settings: Settings) -> int:
                 await site.start()
                 collect_seldom()
                 announce_ready()
-                log.info("api.ready", address=str(runner.addresses[0]))
+                log.info("api.ready", url=site.name)
                 await run_until(stop, projecting, _connection(event_log))
             finally:
                 await runner.cleanup()

@@ -94,7 +94,7 @@ Texts = Annotated[tuple[str, ...], NoDecode, CommaSeparated]
 Paths = Annotated[tuple[Path, ...], NoDecode, CommaSeparated]
 Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode, CommaSeparated]
 QueueName = Annotated[str, AfterValidator(_checked_by(check_name, "queue"))]
-Queues = Annotated[tuple[QueueName, ...], NoDecode, CommaSeparated, Field(min_length=1)]
+Queues = Annotated[tuple[QueueName, ...], NoDecode, CommaSeparated]
 PoolName = Annotated[str, AfterValidator(_checked_by(check_pool, "pool"))]
 
 
@@ -164,7 +164,7 @@ class Settings(BaseSettings):
         "cpu",
         description="Which tasks a worker takes: `cpu`, `gpu` or a pool of your own.",
     )
-    queues: Queues = Field(("default",), description="Queues of its pool that a worker serves, comma-separated.")
+    queues: Queues = Field((), description="Queues of its pool that a worker serves, comma-separated. None: all.")
     task_modules: Texts = Field((), description="Modules with your `@task` functions, comma-separated, imported by workers.")
     concurrency: int | None = Field(
         None,

@@ -9,6 +9,7 @@ from typing import Any
 
 import nats.errors
 import orjson
+import structlog
 from nats.js.errors import APIError
 
 from eventq.events.catalogue import BlobRef, Submitted, TaskDeclaration
@@ -123,6 +124,7 @@ async def repeat(api: Api, task_id: str, origin: str, requested_by: str, trace: 
 
 async def _store(api: Api, submitted: Submitted, now: datetime, trace: Trace) -> Accepted:
     task_id = new_id()
+    structlog.contextvars.bind_contextvars(task_id=task_id)
     if submitted.scheduled_at is not None:
         await set_timer(api.log.broker, task_id, 1, submitted.scheduled_at)
     command = SubmitTask(submitted, now)

@@ -34,7 +34,7 @@ from eventq.events.commands import (
     TimeOutAttempt,
 )
 from eventq.events.envelope import Trace, task_event
-from eventq.events.errors import Conflict, EventqError, LogDamaged, TaskNotFound, Unavailable, VersionConflict
+from eventq.events.errors import Conflict, EventqError, LogDamaged, PayloadTooLarge, TaskNotFound, Unavailable, VersionConflict
 from eventq.events.failpoints import failpoint
 from eventq.events.handle import Handled, handle, read_task
 from eventq.events.limits import INLINE_PAYLOAD_MAX_BYTES
@@ -113,7 +113,12 @@ class Attempt:
                 return
             started = time.monotonic()
             outcome = await self._execute(function)
-            await self._report(outcome, function, time.monotonic() - started)
+            try:
+                await self._report(outcome, function, time.monotonic() - started)
+            except (TypeError, ValueError, RecursionError, PayloadTooLarge) as error:
+                # The log cannot hold this outcome, at no attempt: the task has failed, and says why.
+                failed = Raised(describe_error(error), retryable=False)
+                await self._report(failed, function, time.monotonic() - started)
         except EventqError as error:
             # Without an answer from the log nothing may be concluded: the lease lapses and somebody reads what is true.
             log.warning("attempt.left_to_lease", task_id=self.task_id, code=error.code, error=error.detail)
@@ -218,7 +223,7 @@ class Attempt:
             return await self.execution.run(args, kwargs, shop.loop_host if on_loop else shop.children)
         except Unavailable:
             raise  # says nothing about the task: left to the lease
-        except EventqError as error:
+        except Exception as error:  # whatever it is, it is this attempt's end: left unsaid, it would run again for ever
             return raised(error)
         finally:
             await reports.close()
@@ -253,6 +258,7 @@ class Attempt:
             return
         failpoint("attempt.after_outcome")
         self._count(handled.task.status)
+        self._tell(handled.task, duration_s)
         await shop.acks.ack(self.delivery.lease)
         failpoint("attempt.after_ack")
 
@@ -326,6 +332,20 @@ class Attempt:
 
     def _retry_in_s(self, function: TaskFunction) -> float:
         return retry_delay_s(function.declaration.retry, self.task.failures + 1, random.random())
+
+    def _tell(self, task: Task, duration_s: float) -> None:
+        """One line for each attempt; of those that went well only where somebody wants to read them all."""
+        tell = log.debug if task.status is Status.COMPLETED else log.info
+        tell(
+            "attempt.ended",
+            task_id=self.task_id,
+            task_name=task.task_name,
+            request_id=self._trace.correlation_id,
+            attempt=self.task.attempt,
+            status=str(task.status),
+            reason=task.reason,
+            duration_s=round(duration_s, 6),
+        )
 
     def _count(self, status: Status) -> None:
         counts = self._shop.counts

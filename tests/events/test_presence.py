@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import UTC, datetime
 
+import orjson
 import pytest
 
 from eventq.events import bootstrap as bootstrap_module
@@ -52,3 +54,16 @@ async def test_a_broker_that_is_gone_is_unavailable(broker: Broker, own_nats_ser
         await beat(broker, heartbeat("w1"))
     with pytest.raises(LogUnavailable):
         await present(broker)
+
+
+@pytest.mark.parametrize("stored", [b"[]", b"no json", b"{}", b'{"worker_id": "w9", "at": 5}'])
+async def test_a_heartbeat_that_cannot_be_read_hides_nobody_else(broker: Broker, stored: bytes) -> None:
+    await broker.js.publish("$KV.PRESENCE.w9", stored)
+    await beat(broker, heartbeat("w1"))
+    assert set(await present(broker)) == {"w1"}
+
+
+async def test_what_a_newer_worker_says_beyond_it_is_passed_over(broker: Broker) -> None:
+    newer = {**asdict(heartbeat("w1")), "mood": "good"}
+    await broker.js.publish("$KV.PRESENCE.w1", orjson.dumps(newer, option=orjson.OPT_UTC_Z))
+    assert set(await present(broker)) == {"w1"}

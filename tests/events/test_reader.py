@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from nats.aio.msg import Msg
 
+from eventq.events.bootstrap import BrokerConfig, bootstrap
 from eventq.events.broker import Broker
 from eventq.events.errors import LogDamaged
 from eventq.events.reader import Message, Tail
@@ -227,3 +228,17 @@ async def test_without_the_gap_check_the_loss_would_show(broker: Broker) -> None
         found = await take(tail, 19)
     assert tail.lost
     assert missing_or_twice(found, 1, 20) == [7]
+
+
+async def test_large_messages_are_read_within_what_the_broker_lets_wait(own_nats_server: NatsServer) -> None:
+    """A broker cuts a client off that has 64 MiB waiting for it; the reader asks for less, however large the messages."""
+    count, size = 1_600, 60_000
+    async with await Broker.connect(own_nats_server.url, name="test") as broker:
+        await bootstrap(broker, BrokerConfig(monitor_urls=own_nats_server.monitor_url, events_max_bytes=4 * count * size))
+        acks = [await broker.js.publish_async(f"system.large.{n}", bytes(size)) for n in range(count)]
+        await asyncio.gather(*acks)
+        async with Tail(broker, EVENTS, after=0) as tail:
+            found = await take(tail, count)
+            assert tail.generation == 1
+    assert missing_or_twice(found, 1, count) == []
+    assert "Slow Consumer" not in own_nats_server.log_file.read_text()

@@ -215,6 +215,9 @@ async def test_malformed_requests_are_refused_in_the_documented_shape(server: Se
         (b"Host: localhost\r\nSec-Fetch-Site: cross-site\r\n", 403, "CROSS_SITE"),
         (b"Host: localhost\r\nOrigin: http://evil.example\r\n", 403, "CROSS_SITE"),
         (b"Host: localhost:80\r\nOrigin: null\r\n", 403, "CROSS_SITE"),
+        (b"Host: localhost\r\nOrigin: http://[\r\n", 403, "CROSS_SITE"),
+        (b"Host: localhost\r\nOrigin: http://\xff\r\n", 403, "CROSS_SITE"),
+        (b"Host: local\xffhost\r\n", 421, "MISDIRECTED_HOST"),
     ],
 )
 async def test_foreign_hosts_and_pages_are_refused(server: Server, headers: bytes, status: int, code: str) -> None:

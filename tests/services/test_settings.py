@@ -69,7 +69,7 @@ def test_lists_are_comma_separated(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_empty_variable_is_an_unset_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EVENTQ_QUEUES", "")
-    assert origin("queues") == (("default",), "default")
+    assert origin("queues") == ((), "default")
 
 
 @pytest.mark.parametrize(
