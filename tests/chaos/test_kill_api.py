@@ -17,11 +17,13 @@ from eventq.services.client import Client
 from tests.chaos.checker import Projected
 from tests.chaos.process import Process
 from tests.chaos.site import Control, Site
+from tests.support.poll import eventually
 
 
-def client_of(api: Process) -> Client:
-    """A client of this API process."""
-    host, port = ast.literal_eval(str(api.logged("api.ready")[0]["address"]))
+async def client_of(api: Process) -> Client:
+    """A client of this API process, whose log tells the address."""
+    lines = await eventually(lambda: api.logged("api.ready"), timeout=60, what="the address of the API")
+    host, port = ast.literal_eval(str(lines[0]["address"]))
     return Client(f"http://{host}:{port}")
 
 
@@ -53,14 +55,14 @@ async def test_an_api_killed_in_a_submission_leaves_a_whole_task_or_none(
     doomed = site.start("api", failpoints=f"{step}=kill@6")
     await site.workers(1)
     await site.ready(doomed)
-    async with client_of(doomed) as client:
+    async with await client_of(doomed) as client:
         for _ in range(5):
             control.acknowledged.add((await client.submit("chaos.quick")).task_id)
         with pytest.raises(Unavailable):
             await client.submit("chaos.quick")
     assert doomed.wait() == -signal.SIGKILL
     api = await site.started("api")
-    async with client_of(api) as client:
+    async with await client_of(api) as client:
         last = (await client.submit("chaos.plain")).task_id
         control.acknowledged.add(last)
         await control.until_ended(last)
@@ -86,7 +88,7 @@ async def test_a_projector_killed_in_the_middle_shows_the_fold_of_the_log_afterw
     task_ids += [await control.submit("chaos.fail", 1, max_retries=1) for _ in range(10)]
     await control.until_ended(*task_ids)
     api = await site.started("api")
-    async with client_of(api) as client:
+    async with await client_of(api) as client:
         await until_shown(client, control)
     api.kill()
     await check_projection(site, control)

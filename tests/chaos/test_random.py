@@ -23,7 +23,7 @@ from tests.chaos.process import Process
 from tests.chaos.site import LEASE_S, Control, Site
 from tests.chaos.test_kill_api import check_projection
 
-PERIODS = int(os.environ.get("CHAOS_PERIODS", "8"))
+PERIODS = int(os.environ.get("CHAOS_PERIODS", "7"))
 UNFINISHED_MAX = 24
 ROLES = ("worker", "worker", "worker", "scheduler", "api")
 
