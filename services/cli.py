@@ -7,7 +7,7 @@ imported before a command needs it, so ``--help`` stays immediate.
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -53,12 +53,35 @@ app.command("bench", rich_help_panel=OPERATE, context_settings=cli_system.PASS_O
 app.command("version", rich_help_panel=OPERATE)(cli_system.show_version)
 
 
+# Click's base of all that is wrong on a command line; typer brings a copy of click under a name of its own.
+_UsageError: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
+
+class WrongUsage(EventqError):
+    """The command line itself is wrong, told as every other error is."""
+
+    code = "USAGE"
+
+
 def main() -> None:
     """The console script."""
+    as_json = "--json" in sys.argv
     try:
-        app()
+        # Typer's own way to tell of wrong usage is a box for people.
+        sys.exit(app(standalone_mode=not as_json))
+    except _UsageError as error:
+        sys.exit(tell(WrongUsage(_sentence(error), hint=_help_hint(error)), as_json=as_json))
     except EventqError as error:
-        sys.exit(tell(error, as_json="--json" in sys.argv))
+        sys.exit(tell(error, as_json=as_json))
+
+
+def _sentence(error: Exception) -> str:
+    return " ".join(str(getattr(error, "format_message", error.__str__)()).split())
+
+
+def _help_hint(error: Exception) -> str | None:
+    context: Any = getattr(error, "ctx", None)
+    return None if context is None else f"see `{context.command_path} --help`"
 
 
 def tell(error: EventqError, *, as_json: bool) -> ExitCode:

@@ -32,7 +32,18 @@ MEANINGS = {
 }
 
 # Refusals of the HTTP layer itself are the caller's mistakes as well.
-_USAGE_CODES = frozenset({"INVALID_SETTINGS", "BAD_REQUEST", "UNSUPPORTED_MEDIA_TYPE", "MISDIRECTED_HOST", "CROSS_SITE"})
+_USAGE_CODES = frozenset(
+    {
+        "USAGE",
+        "INVALID_SETTINGS",
+        "DATA_DIR_UNUSABLE",
+        "TASKS_UNUSABLE",
+        "BAD_REQUEST",
+        "UNSUPPORTED_MEDIA_TYPE",
+        "MISDIRECTED_HOST",
+        "CROSS_SITE",
+    }
+)
 
 
 def exit_code_of(error: EventqError) -> ExitCode:

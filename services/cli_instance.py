@@ -81,11 +81,26 @@ class Instance:
             found |= {"nats_url": self.run.nats_url, "nats_monitor_url": self.run.nats_monitor_url}
         return load_settings(self.config, **found).settings
 
+    def refuse_another(self, setting: str) -> None:
+        """Raise :class:`NoInstance` where the directory named on the command line has no instance and ``setting`` names none.
+
+        The default address may then be that of somebody else's instance.
+        """
+        if self.data_dir is None or self.run is not None or setting in self.loaded.origins:
+            return
+        option = {"api_url": "--api URL", "nats_url": "--nats-url URL"}[setting]
+        raise NoInstance(
+            f"no `eventq up` runs on the data directory {self.data_dir}",
+            data_dir=str(self.data_dir),
+            hint=f"start it with `eventq up --data-dir {self.data_dir}`, or name an instance with {option}",
+        )
+
     @asynccontextmanager
     async def client(self) -> AsyncGenerator[Client]:
         """A client of the API. Raises :class:`NoInstance` from within where nothing answers at its address."""
         from eventq.services.client import Client
 
+        self.refuse_another("api_url")
         async with Client(self.api_url) as client:
             try:
                 yield client
@@ -100,10 +115,11 @@ class Instance:
 
     @asynccontextmanager
     async def broker(self, role: str) -> AsyncGenerator[Broker]:
-        """A connection to the broker. Raises ``LogUnavailable`` where none answers."""
+        """A connection to the broker. Raises ``LogUnavailable`` where none answers, :class:`NoInstance` where none is meant."""
         from eventq.events.broker import Broker
         from eventq.services.logs import configure_logs
 
+        self.refuse_another("nats_url")
         urls = self.settings.nats_url
         if not await _listens(urls):
             raise LogUnavailable(f"no broker listens at {urls}", url=urls, hint="start one with `eventq up`")

@@ -75,10 +75,10 @@ async def _do(
         try:
             async with instance.client() as client:
                 return (await through_api(client)).model_dump(mode="json")
-        except NoInstance:
+        except NoInstance as error:
             if instance.api is not None:
                 raise
-            output.note(f"no API at {instance.api_url}: working on the file itself", style="dim")
+            output.note(f"{error.detail}: working on the file itself", style="dim")
     return await on_file(instance)
 
 

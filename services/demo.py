@@ -22,6 +22,7 @@ from eventq.services.cli_exit import ExitCode
 from eventq.services.cli_processes import running_view
 from eventq.services.client import FINISHED, Client
 from eventq.services.demo_jobs import Job, Verdict, make_jobs
+from eventq.services.embedded import make_data_dir
 from eventq.services.logs import configure_logs
 from eventq.services.output import Output, span, status_text
 from eventq.services.settings import Settings
@@ -249,8 +250,7 @@ def _answer(story: Story) -> dict[str, Any]:
 @contextmanager
 def _folder(given: Path | None) -> Generator[Path]:
     if given is not None:
-        given.mkdir(parents=True, exist_ok=True)
-        yield given.resolve()
+        yield make_data_dir(given)
         return
     with tempfile.TemporaryDirectory(prefix="eventq-demo-", ignore_cleanup_errors=True) as folder:
         yield Path(folder)

@@ -26,7 +26,7 @@ from eventq.events.errors import BrokerUnfit, EventqError, Unavailable
 from eventq.events.presence import present
 from eventq.events.routes import Routes
 from eventq.events.subjects import EVENTS, Route, work_consumer
-from eventq.services.cli_instance import Instance
+from eventq.services.cli_instance import Instance, NoInstance
 from eventq.services.output import size, span
 from eventq.services.processes import broker_config
 from eventq.workers.devices import STAND_IN, NoTorch, gpu_devices
@@ -132,8 +132,14 @@ async def _broker(instance: Instance, settings: Settings) -> list[Finding]:
 def _no_broker(instance: Instance, error: EventqError) -> Finding:
     """Before the first start there is none, which is no fault; one that was named must answer."""
     if instance.run is None and "nats_url" not in instance.loaded.origins:
-        return Finding(WARN, "broker", f"none runs at {instance.settings.nats_url}", "start everything with `eventq up`")
+        detail = _nobody(error, f"none runs at {instance.settings.nats_url}")
+        return Finding(WARN, "broker", detail, "start everything with `eventq up`")
     return Finding(FAIL, "broker", error.detail, "start it, or set EVENTQ_NATS_URL to one that runs")
+
+
+def _nobody(error: EventqError, sentence: str) -> str:
+    """``sentence``, unless no address was asked at all."""
+    return error.detail if isinstance(error, NoInstance) and "url" not in error.fields else sentence
 
 
 async def _checked(name: str, check: Callable[[], Awaitable[Finding]]) -> Finding:
@@ -231,10 +237,10 @@ async def _api(instance: Instance) -> Finding:
     try:
         async with instance.client() as client:
             health = await client.health()
-    except Unavailable:
+    except Unavailable as error:
         expected = instance.run is not None or instance.api is not None or instance.loaded.settings.api_url is not None
         fix = "look into logs/api.log of the data directory" if instance.run else "start everything with `eventq up`"
-        return Finding(FAIL if expected else WARN, "API", f"none answers at {instance.api_url}", fix)
+        return Finding(FAIL if expected else WARN, "API", _nobody(error, f"none answers at {instance.api_url}"), fix)
     except EventqError as error:
         return Finding(FAIL, "API", f"{instance.api_url}: {error.detail}", "is something else listening there?")
     status = {"healthy": OK, "degraded": WARN}.get(health.status, FAIL)

