@@ -27,7 +27,7 @@ GpuOption = Annotated[
 
 def start_up(
     gpu: GpuOption = None,
-    port: Annotated[int | None, typer.Option(help="The API's port, when it is free. Default: 8000")] = None,
+    port: Annotated[int | None, typer.Option(help="The API's port; 0 takes any. Default: 8000 when it is free")] = None,
     modules: Annotated[
         list[str] | None, typer.Option("--tasks", metavar="MODULE", help="Module or .py file with your tasks; repeat it.")
     ] = None,
@@ -39,24 +39,33 @@ def start_up(
 
     The processes' logs are in the data directory, under logs/.
     """
+    from eventq.services.embedded import make_data_dir
     from eventq.services.logs import configure_logs
     from eventq.services.settings import load_settings
-    from eventq.services.up import up
+    from eventq.services.task_check import check_modules, served_and_not
+    from eventq.services.up import up, worker_pools
 
     configure_logs("error")  # what happens is reported in words; each process has its own log
     output = Output(as_json=as_json)
     task_modules = tuple(modules) if modules else None
-    settings = load_settings(config, data_dir=data_dir, api_port=port, task_modules=task_modules).settings
+    loaded = load_settings(config, data_dir=data_dir, api_port=port, task_modules=task_modules)
+    settings = loaded.settings
+    make_data_dir(settings.data_dir)
+    served, others = served_and_not(check_modules(settings.task_modules), worker_pools(gpu), settings.queues)
 
     async def stay(running: Running) -> None:
         output.show(running_facts(running), lambda: running_view(running))
+        for pool, names in served.items():
+            output.note(f"tasks of pool {pool}: {', '.join(names)}")
+        for pool, names in others.items():
+            output.note(f"no worker here runs {', '.join(names)}: start one with `eventq worker --pool {pool}`", "yellow")
         output.note("Ctrl-C stops it")
         await asyncio.Event().wait()
 
     def report(line: str) -> None:
         print(clean(line), file=sys.stderr)  # also with --json: that a process crashed must not be silent
 
-    raise typer.Exit(asyncio.run(up(settings, report, stay, gpu=gpu)))
+    raise typer.Exit(asyncio.run(up(settings, report, stay, this_port="api_port" in loaded.origins, gpu=gpu)))
 
 
 def run_demo(

@@ -12,7 +12,7 @@ import asyncio
 import os
 import shutil
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -20,6 +20,7 @@ from importlib.util import find_spec
 
 import aiohttp
 
+from eventq.events.errors import Conflict
 from eventq.events.subjects import EVENTS
 from eventq.services.embedded import EmbeddedBroker, free_port
 from eventq.services.processes import open_log
@@ -36,6 +37,12 @@ LOG_SHARE_OF_DISK = 0.4
 """At most this part of the free disk is promised to a new event log; progress, blobs and the projection need the rest."""
 
 
+class PortTaken(Conflict):
+    """Something else listens on the port that was asked for."""
+
+    code = "PORT_TAKEN"
+
+
 @dataclass(frozen=True, slots=True)
 class Instance:
     """What runs: its addresses, and the settings that its processes got."""
@@ -48,17 +55,27 @@ Body = Callable[[Instance], Awaitable[None]]
 
 
 async def up(
-    settings: Settings, report: Report, body: Body | None = None, *, any_ports: bool = False, gpu: bool | None = None
+    settings: Settings,
+    report: Report,
+    body: Body | None = None,
+    *,
+    any_ports: bool = False,
+    this_port: bool = False,
+    gpu: bool | None = None,
 ) -> int:
     """Start everything, run `body` (None: stay until a signal), stop everything. Returns the exit code: 0, or 130 when killed.
 
-    `report` gets a line for people about each process. `any_ports` takes no usual port even when it is free. `gpu` None:
-    a GPU worker is started when torch is installed. Raises what kept a process from becoming ready.
+    `report` gets a line for people about each process. `any_ports` takes no usual port even when it is free;
+    `this_port` takes the API's port and no other. `gpu` None: a GPU worker is started when torch is installed. Raises
+    `PortTaken`, or what kept a process from becoming ready.
     """
     supervisor = Supervisor(report)
 
     async def work() -> None:
-        instance = await start_tree(supervisor, settings, any_ports=any_ports, gpu=has_torch() if gpu is None else gpu)
+        pools = worker_pools(gpu)
+        port = 0 if any_ports else settings.api_port
+        here = settings.model_copy(update={"api_port": _api_port(port, report, this_port=this_port)})
+        instance = await start_tree(supervisor, here, any_ports=any_ports, pools=pools)
         await (body(instance) if body else asyncio.Event().wait())
 
     try:
@@ -67,8 +84,8 @@ async def up(
         remove_run(settings.data_dir)
 
 
-async def start_tree(supervisor: Supervisor, settings: Settings, *, any_ports: bool, gpu: bool) -> Instance:
-    """Start the processes in order and write `run.json`, now and whenever process ids change."""
+async def start_tree(supervisor: Supervisor, settings: Settings, *, any_ports: bool, pools: Sequence[str]) -> Instance:
+    """Start the processes in order and write `run.json`, now and whenever process ids change. The API's port is free."""
     broker = EmbeddedBroker(
         settings.data_dir,
         port=-1 if any_ports else NATS_PORT,
@@ -82,7 +99,6 @@ async def start_tree(supervisor: Supervisor, settings: Settings, *, any_ports: b
             "accept_lazy_sync": False,
             "replicas": 1,
             "data_dir": settings.data_dir.resolve(),
-            "api_port": free_port(0 if any_ports else settings.api_port),
             "stream_max_bytes": _fitting_bytes(settings),
         }
     )
@@ -90,11 +106,26 @@ async def start_tree(supervisor: Supervisor, settings: Settings, *, any_ports: b
     await _create_streams(settings)
     await supervisor.start(_process("api", settings))
     await supervisor.start(_process("scheduler", settings))
-    await supervisor.start(*(_worker(pool, settings) for pool in (["cpu", "gpu"] if gpu else ["cpu"])))
+    await supervisor.start(*(_worker(pool, settings) for pool in pools))
     await _caught_up(instance)
     supervisor.changed = lambda: _write_run_file(supervisor, instance)
     supervisor.changed()
     return instance
+
+
+def worker_pools(gpu: bool | None) -> list[str]:
+    """The pools that get a worker here. `gpu` None: the GPU's as well when torch is installed."""
+    return ["cpu", "gpu"] if (has_torch() if gpu is None else gpu) else ["cpu"]
+
+
+def _api_port(wanted: int, report: Report, *, this_port: bool) -> int:
+    found = free_port(wanted)
+    if wanted not in (0, found):
+        if this_port:
+            hint = "stop what listens there, name another, or leave --port out to take any free one"
+            raise PortTaken(f"port {wanted} is taken", port=wanted, hint=hint)
+        report(f"api: port {wanted} is taken, so it listens on {found}")
+    return found
 
 
 def has_torch() -> bool:
