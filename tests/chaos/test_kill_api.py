@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import asyncio
 import signal
 from pathlib import Path
@@ -23,8 +22,7 @@ from tests.support.poll import eventually
 async def client_of(api: Process) -> Client:
     """A client of this API process, whose log tells the address."""
     lines = await eventually(lambda: api.logged("api.ready"), timeout=60, what="the address of the API")
-    host, port = ast.literal_eval(str(lines[0]["address"]))
-    return Client(f"http://{host}:{port}")
+    return Client(str(lines[0]["url"]))
 
 
 async def check_projection(site: Site, control: Control) -> None:
