@@ -33,7 +33,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 def shared_worker(site: Site) -> Process:
     """The module's worker, with a scheduler beside it for the retries."""
     scheduler = site.start("scheduler")
-    worker = site.start("worker", stop_s=STOP_S, concurrency=CAPACITY)
+    worker = site.start("worker", stop_s=STOP_S, queues="default", concurrency=CAPACITY)
     scheduler.wait_ready()
     worker.wait_ready()
     return worker
