@@ -99,7 +99,7 @@ def serve_api(
 def run_worker(
     pool: Annotated[str | None, typer.Option(help="Pool whose tasks it takes: cpu, gpu or your own. Default: cpu")] = None,
     queues: Annotated[
-        str | None, typer.Option(metavar="NAMES", help="Queues of the pool, comma-separated. Default: default")
+        str | None, typer.Option(metavar="NAMES", help="Queues of the pool, comma-separated. Default: all")
     ] = None,
     modules: Annotated[
         list[str] | None, typer.Option("--tasks", metavar="MODULE", help="Module or .py file with your tasks; repeat it.")

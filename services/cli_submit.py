@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from eventq.events.errors import EventqError, InvalidInput
+from eventq.events.errors import EventqError, InvalidInput, NotFound
 from eventq.services.cli_exit import ExitCode, exit_code_of_task
 from eventq.services.cli_instance import Instance
 from eventq.services.cli_options import (
@@ -30,6 +30,13 @@ from eventq.services.output import Output
 if TYPE_CHECKING:
     from eventq.services.client import Client
 
+
+class FileMissing(NotFound):
+    """A file that was to be uploaded does not exist."""
+
+    code = "FILE_MISSING"
+
+
 FILE_ARGUMENT = "blob"
 """The argument by which the built-in tasks take an uploaded file."""
 
@@ -44,7 +51,7 @@ def submit(
     ] = None,
     file: Annotated[
         Path | None,
-        typer.Option(exists=True, dir_okay=False, help=f"Upload it; the task gets it as its argument `{FILE_ARGUMENT}`."),
+        typer.Option(help=f"Upload it; the task gets it as its argument `{FILE_ARGUMENT}`."),
     ] = None,
     queue: Annotated[str | None, typer.Option(help="Queue of the task's pool.")] = None,
     priority: Annotated[int | None, typer.Option(help="0 to 10; larger is more urgent.")] = None,
@@ -80,6 +87,8 @@ def submit(
         "scheduled_at": at if delay is None else datetime.now(UTC) + timedelta(seconds=delay),
     }
     given = _arguments(kwargs, pairs or [])
+    if file is not None and not file.is_file():
+        raise FileMissing(f"--file {file}: no such file", field="--file", found=str(file))
     output = Output(as_json=as_json)
     waits = wait or wait_timeout is not None
 

@@ -52,7 +52,10 @@ def run_doctor(
 
 
 def run_bench(context: typer.Context) -> None:
-    """Measure this machine with the benchmarks of a checkout; arguments are theirs (see `eventq bench -- --help`)."""
+    """Measure this machine with the benchmarks of a checkout, for some minutes.
+
+    --quick takes tiny sizes and only shows that they run. Arguments are theirs: see `eventq bench -- --help`.
+    """
     entry = bench_entry()
     if entry is None:
         print("the benchmarks are not installed: run this in a checkout of eventq, where bench/ is", file=sys.stderr)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from eventq.events.errors import Conflict, InvalidInput
 from eventq.services.cli_exit import ExitCode
 from eventq.services.cli_instance import Instance
 from eventq.services.cli_options import (
@@ -102,6 +105,46 @@ def list_tasks(
     output.note(f"{len(page['tasks'])} of {page['total']}", style="dim")
 
 
+@app.command("result")
+def fetch_result(
+    task_id: TaskIdArgument,
+    target: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write it here. Default: to stdout.")
+    ] = None,
+    api: ApiOption = None,
+    config: ConfigOption = None,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Fetch a completed task's result as JSON, also one that is too large to be shown."""
+    import orjson
+
+    async def run() -> None:
+        async with Instance(api=api, config=config, data_dir=data_dir).client() as client:
+            task = await client.get(task_id)
+            if task.status != "COMPLETED":
+                hint = f"see `eventq task show {task_id}`"
+                raise Conflict(f"the task has no result: it is {task.status}", task_id=task_id, hint=hint)
+            if task.output is None:
+                _put(target, orjson.dumps(task.result) + b"\n")
+            elif target is not None:
+                await client.download(task.output, target)
+            else:
+                async for chunk in client.stream(task.output.key):
+                    sys.stdout.buffer.write(chunk)
+
+    try:
+        asyncio.run(run())
+    except OSError as error:
+        raise InvalidInput("--output", f"cannot be written: {error.strerror or error}", found=str(target)) from None
+
+
+def _put(target: Path | None, data: bytes) -> None:
+    if target is None:
+        sys.stdout.buffer.write(data)
+    else:
+        target.write_bytes(data)
+
+
 @app.command("timeline")
 def show_timeline(
     task_id: TaskIdArgument,
@@ -169,7 +212,7 @@ def replay_task(
 def _statuses(names: list[str]) -> list[str]:
     from eventq.events.task import Status  # brings pydantic, which --help must not wait for
 
-    known = [str(status) for status in Status]
+    known = [str(status) for status in Status if status is not Status.ABSENT]
     found = [name.upper().replace("-", "_") for name in names]
     if unknown := [name for name in found if name not in known]:
         raise typer.BadParameter(f"{unknown[0]} is none of {', '.join(known)}", param_hint="--status")

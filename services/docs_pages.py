@@ -64,6 +64,12 @@ async def docs_static(request: web.Request, path: StaticPath) -> web.Response:
     return response
 
 
+@routes.get("/", media_type="text/html")
+async def front_door(request: web.Request) -> web.Response:
+    """Leads to the documentation."""
+    return web.Response(status=302, headers={"Location": "/docs"})
+
+
 def document_bytes(document: dict[str, object]) -> bytes:
     """The document as it is served."""
     return orjson.dumps(document)

@@ -254,7 +254,7 @@ async def _torch() -> Finding:
     try:
         devices = await gpu_devices()
     except NoTorch:
-        return Finding(OK, "gpu", "torch is not installed; only a GPU worker needs it: pip install 'eventq[torch]'")
+        return Finding(OK, "gpu", "torch is not installed; only a GPU worker needs it: pip install '.[torch]'")
     if devices == [STAND_IN]:
         return Finding(OK, "gpu", "torch sees no GPU: a GPU worker runs on the CPU as a labelled stand-in")
     return Finding(OK, "gpu", f"torch sees {', '.join(device.label for device in devices)}")

@@ -19,6 +19,10 @@ Json = Mapping[str, Any]
 
 _ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{6}([0-9a-f]{6})")
 
+_OUR_FILE = re.compile(r'  File ".*/eventq/(?:workers|services|events)/[a-z_/]+\.py", line \d+, in ')
+ERROR_MAX_CHARS = 1_000
+FRAME_LINES = 12
+
 EVENT_STYLES = {
     "submitted": "blue",
     "queued": "blue",
@@ -126,15 +130,37 @@ def result_text(task: Json) -> str:
     """The result as indented JSON, or where it lies when it is a file."""
     output = task["output"]
     if output is not None:
-        return f"{output['size_bytes']} bytes in blob {clean(output['key'])}"
+        return f"{output['size_bytes']} bytes; fetch them with `eventq task result {task['task_id']} -o FILE`"
     return clean(json.dumps(task["result"], indent=2, ensure_ascii=False))
 
 
 def error_text(error: Json) -> str:
-    """The error; with the traceback where there is one."""
-    if trace := error.get("traceback"):
-        return clean(str(trace).rstrip())
-    return clean(f"{error['type']}: {error['message']}")
+    """The error in one sentence, then where in the task's own code it was raised."""
+    sentence = cut_middle(f"{error['type']}: {error['message']}", ERROR_MAX_CHARS)
+    frames = _own_frames(str(error.get("traceback") or ""))
+    return clean("\n".join([sentence, *frames[-FRAME_LINES:]]))
+
+
+def cut_middle(text: str, max_chars: int) -> str:
+    """`text`; of a long one the beginning and the end."""
+    if len(text) <= max_chars:
+        return text
+    half = max_chars // 2
+    return f"{text[:half]} … {text[-half:]}"
+
+
+def _own_frames(trace: str) -> list[str]:
+    """Lines of a traceback's frames, without those of eventq's own files and without the exception itself."""
+    kept: list[str] = []
+    own = False
+    for line in trace.splitlines():
+        if line.startswith('  File "'):
+            own = not _OUR_FILE.match(line)
+        elif not line.startswith("    "):
+            own = False
+        if own:
+            kept.append(line)
+    return kept
 
 
 def progress_text(progress: Json | None) -> str:
@@ -163,7 +189,8 @@ def _facts(task: Json) -> Iterable[tuple[str, str | Text]]:
     yield "task", task["task_id"]
     yield "name", task["task_name"]
     yield "status", status_text(task["status"])
-    reason = f"{task['reason'] or ''}{' (cancel requested)' if task['cancel_requested'] else ''}"
+    asked = "(cancel requested)" if task["cancel_requested"] and not task["completed_at"] else ""
+    reason = " ".join(filter(None, [task["reason"], asked]))
     rows = {
         "reason": reason,
         "queue": f"{task['pool']}/{task['queue_name']}, priority {task['priority']}",

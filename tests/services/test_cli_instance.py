@@ -118,3 +118,27 @@ def test_a_second_instance_on_the_same_directory_is_refused(up: Up, tmp_path: Pa
     assert second.code == ExitCode.CONFLICT
     assert "is in use" in second.stderr
     assert up("task", "list", "--limit", "1").code == ExitCode.DONE
+
+
+def test_a_result_of_any_size_is_fetched(up: Up) -> None:
+    large = json.dumps(["x" * 1000] * 100)
+    for value in ("[1, 2]", large):
+        task_id = up("submit", "echo", "-k", f"value={value}", "--wait", "--json").json["task_id"]
+        assert json.loads(up("task", "result", task_id).stdout) == json.loads(value)
+        assert up("task", "result", task_id, "-o", "result.json").code == ExitCode.DONE
+        assert json.loads((up.folder / "result.json").read_text()) == json.loads(value)
+    assert f"eventq task result {task_id}" in up("task", "show", task_id).stdout
+    assert up("task", "result", task_id, "-o", "no/such/folder/x").code == ExitCode.USAGE
+
+
+def test_a_missing_file_is_not_found(up: Up) -> None:
+    missing = up("submit", "csv_processing", "--file", "nowhere.csv", "--json")
+    assert (missing.code, json.loads(missing.stderr)["code"]) == (ExitCode.NOT_FOUND, "FILE_MISSING")
+
+
+def test_a_failed_task_says_the_error_first_and_no_code_of_ours(up: Up) -> None:
+    done = up("submit", "csv_processing", "-k", "blob=no/such/blob", "--max-retries", "0", "--wait")
+    lines = done.stderr.splitlines()
+    after = lines[next(number for number, line in enumerate(lines) if line.startswith("FAILED (")) + 1]
+    assert after.startswith(("BlobNotFound: ", "InvalidInput: "))
+    assert "/eventq/workers/" not in done.stderr
