@@ -62,6 +62,7 @@ class Site:
             "EVENTQ_TASK_MODULES": str(TASKS),
             "EVENTQ_LEASE_S": str(LEASE_S),
             "EVENTQ_CONCURRENCY": "4",
+            "EVENTQ_QUEUES": ROUTE.queue,
             "EVENTQ_API_PORT": "0",
             "EVENTQ_FAILPOINTS": failpoints,
             "WITNESS": str(self.witness),
