@@ -34,6 +34,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=3, help="how often to measure each figure; the median is stated")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it works, measures nothing")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout instead of a table")
+    parser.add_argument("--markdown", action="store_true", help="a table in Markdown")
     parser.add_argument("--sync", choices=["always", "default", "both"], default="both", help="how the broker writes to disk")
     options = parser.parse_args(arguments)
     if unknown := [name for name in options.names if name not in BENCHES]:
@@ -56,7 +57,7 @@ def run(arguments: Sequence[str]) -> None:
     """Measure and print."""
     options = parse(arguments)
     from bench.bed import Plan
-    from bench.figures import figures_table
+    from bench.figures import figures_table, markdown
     from bench.machine import machine_facts
 
     plan = Plan(
@@ -70,6 +71,9 @@ def run(arguments: Sequence[str]) -> None:
     if options.json:
         found: dict[str, Any] = {"machine": machine, "runs": plan.runs, "quick": plan.quick}
         print(json.dumps({**found, "figures": [figure.as_dict() for figure in figures]}))
+        return
+    if options.markdown:
+        print(markdown(figures, machine))
         return
     from rich.console import Console
 

@@ -118,5 +118,28 @@ def figures_table(figures: Sequence[Figure], machine: Mapping[str, Any]) -> Tabl
     return table
 
 
+def markdown(figures: Sequence[Figure], machine: Mapping[str, Any]) -> str:
+    """For docs/benchmarks.md: the machine, a row for each figure, and under which conditions each was measured."""
+    lines = [", ".join(f"{name} {value}" for name, value in machine.items()), ""]
+    lines += ["| figure | sync | median | min to max | unit | baseline | ratio | aim |", "|---|---|---:|---:|---|---|---:|---|"]
+    for figure in figures:
+        cells = (
+            f"`{figure.name}`",
+            figure.sync,
+            number(median(figure.values)),
+            f"{number(min(figure.values))} to {number(max(figure.values))}",
+            figure.unit,
+            f"{number(median(figure.baseline.values))} ({figure.baseline.what})",
+            number(figure.ratio),
+            "" if figure.aim is None else f"{figure.aim}: {'met' if figure.met else 'missed'}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    conditions = {
+        figure.conditions: [f"`{each.name}`" for each in figures if each.conditions == figure.conditions] for figure in figures
+    }
+    lines += ["", *(f"- {', '.join(dict.fromkeys(names))}: {text}" for text, names in conditions.items())]
+    return "\n".join(lines)
+
+
 def _rounded(value: float) -> float:
     return float(f"{value:.4g}")
