@@ -80,7 +80,9 @@ async def test_a_halted_projection_serves_its_last_good_state_and_says_so(backen
     await backend.get(f"/tasks/{task_id}")
     backend.api.freshness.halt(LogDamaged("an event is missing"))
     await backend.complete(task_id)
-    assert (await backend.get(f"/tasks/{task_id}"))[1]["status"] in ("PENDING", "COMPLETED")
+    status, task = await backend.get(f"/tasks/{task_id}")
+    # The projector itself runs on here, so the answer may show any state that the log had.
+    assert (status, task["status"] in ("PENDING", "RUNNING", "COMPLETED")) == (200, True)
     status, body = await backend.get("/tasks?min_position=999999999")
     assert (status, body["code"], body["cause"]) == (503, "LAGGING", "LOG_DAMAGED")
     status, health = await backend.get("/health")
