@@ -16,14 +16,14 @@ from bench.http_connection import HttpConnection
 from bench.until import until
 from eventq.events.appender import PipelinedAppender, Refused
 from eventq.events.broker import Broker
-from eventq.events.catalogue import Submitted
 from eventq.events.commands import StartAttempt, SubmitTask
-from eventq.events.envelope import encode, task_event
+from eventq.events.envelope import encode, next_event
 from eventq.events.handle import handle
 from eventq.events.ids import new_id
 from eventq.events.log import EventLog
 from eventq.events.subjects import version_check
-from eventq.events.task import ABSENT, decide
+from eventq.events.task import ABSENT, TASKS, decide
+from eventq.events.task_events import Submitted
 
 Found = dict[str, Any]
 
@@ -65,9 +65,9 @@ async def append(url: str, count: int, in_flight: int) -> Found:
 
     Beside the events of tasks in the same stream, under a subject that is nobody's work.
     """
-    event, task = task_event("0" * 36, ABSENT, SUBMISSION, source="bench", at=datetime.now(UTC))
+    event, task = next_event(TASKS, "0" * 36, ABSENT, SUBMISSION, source="bench", at=datetime.now(UTC))
     started = decide(StartAttempt(f"cpu-{new_id()}", "localhost", "cpu"), task)[0]
-    event, _ = task_event("0" * 36, task, started, source="bench", at=datetime.now(UTC))
+    event, _ = next_event(TASKS, "0" * 36, task, started, source="bench", at=datetime.now(UTC))
     payload = encode(event)
     async with await Broker.connect(url, name="bench append") as broker:
         appender = PipelinedAppender(broker)

@@ -14,12 +14,13 @@ from bench.bed import Plan, open_bed
 from bench.drain import last_position, until_stored
 from bench.figures import Aim, Baseline, Figure
 from eventq.events.broker import Broker
-from eventq.events.catalogue import Completed, EventData, Started, Submitted
-from eventq.events.envelope import encode, task_event
+from eventq.events.data import EventData
+from eventq.events.envelope import encode, next_event
 from eventq.events.ids import new_id
 from eventq.events.reader import Tail
 from eventq.events.subjects import EVENTS
-from eventq.events.task import ABSENT, Task
+from eventq.events.task import ABSENT, TASKS, Task
+from eventq.events.task_events import Completed, Started, Submitted
 from eventq.projections.rebuild import rebuild_offline
 
 AT_ONCE = 64
@@ -95,7 +96,7 @@ async def fill(broker: Broker, events: int) -> int:
         tasks: dict[str, Task] = {new_id(): ABSENT for _ in range(AT_ONCE)}
         for data in life():
             for task_id in tasks:
-                event, tasks[task_id] = task_event(task_id, tasks[task_id], data, source="bench", at=datetime.now(UTC))
+                event, tasks[task_id] = next_event(TASKS, task_id, tasks[task_id], data, source="bench", at=datetime.now(UTC))
                 await broker.nc.publish(event.subject, encode(event))
                 written += 1
         await broker.nc.flush()

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from eventq.events.catalogue import ErrorInfo, Submitted
 from eventq.events.commands import (
     CancelTask,
     Command,
@@ -26,9 +24,11 @@ from eventq.events.commands import (
     SubmitTask,
     TimeOutAttempt,
 )
+from eventq.events.data import ErrorInfo
 from eventq.events.errors import IllegalTransition
 from eventq.events.limits import LOSSES_MAX
 from eventq.events.task import ABSENT, TERMINAL, Status, Task, decide, evolve
+from eventq.events.task_events import Submitted
 
 PAGE = Path(__file__).with_name("lifecycle.md")
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -63,11 +63,11 @@ def situations() -> Iterator[tuple[str, Task]]:
         if status is Status.ABSENT:
             continue
         due_at = NOW if status in {Status.SCHEDULED, Status.RETRYING} else None
-        yield "", replace(base, status=status, due_at=due_at)
-    running = replace(base, status=Status.RUNNING, worker_id="w")
-    yield "no retry left", replace(running, failures=1)
-    yield f"{LOSSES_MAX - 1} workers lost before", replace(running, losses=LOSSES_MAX - 1)
-    yield "cancellation requested", replace(running, cancel_requested_by="someone")
+        yield "", base._replace(status=status, due_at=due_at)
+    running = base._replace(status=Status.RUNNING, worker_id="w")
+    yield "no retry left", running._replace(failures=1)
+    yield f"{LOSSES_MAX - 1} workers lost before", running._replace(losses=LOSSES_MAX - 1)
+    yield "cancellation requested", running._replace(cancel_requested_by="someone")
 
 
 def arrows() -> list[tuple[str, str, str, str, str, str]]:

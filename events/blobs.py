@@ -31,7 +31,7 @@ from urllib.parse import unquote, urlsplit
 
 from eventq.events.blob_files import Buffer, ChunkReader, Spool, force_to_disk
 from eventq.events.blob_keys import check_key, upload_key
-from eventq.events.catalogue import BlobRef
+from eventq.events.data import BlobRef
 from eventq.events.errors import BlobDamaged, BlobNotFound, InvalidInput, PayloadTooLarge, Unavailable
 
 if TYPE_CHECKING:  # importing it takes 40 ms, which `eventq --help` must not pay

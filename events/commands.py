@@ -1,4 +1,4 @@
-"""Every command: an imperative request that the rules may refuse. Commands are not stored; what they lead to is.
+"""Every command to a task: an imperative request that the rules may refuse. Commands are not stored; what they lead to is.
 
 Times are aware UTC datetimes and are passed in, as is everything random: the rules read no clock.
 """
@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Literal
 
-from eventq.events.catalogue import JSON, BlobRef, ErrorInfo, Submitted
+from eventq.events.data import JSON, BlobRef, ErrorInfo
+from eventq.events.task_events import ErasedEvent, Submitted
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +52,15 @@ class FailAttempt:
 
 @dataclass(frozen=True, slots=True)
 class TimeOutAttempt:
-    """The attempt ran for longer than the task's ``timeout_s`` and was stopped."""
+    """The attempt ran for longer than the task's ``timeout_s``, or said nothing for ``heartbeat_timeout_s``, and was stopped.
+    ``steps``: what was done to stop it."""
 
     attempt: int
     after_s: float
     retry_in_s: float | None
     now: datetime
+    reason: Literal["execution_timeout", "heartbeat_timeout"] = "execution_timeout"
+    steps: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +102,84 @@ class CancelTask:
 
 @dataclass(frozen=True, slots=True)
 class ConfirmCancel:
-    """The worker stopped the attempt whose cancellation was asked for."""
+    """The worker stopped the attempt whose cancellation was asked for. ``steps``: what was done to stop it."""
 
     attempt: int
+    steps: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PauseTask:
+    """Somebody wants the task not to run until it is resumed."""
+
+    requested_by: str
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ConfirmPause:
+    """The worker paused the attempt. ``frozen``: it stands still and can go on; else it has ended."""
+
+    attempt: int
+    frozen: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeTask:
+    """Somebody wants a paused task to run again, when its time has come."""
+
+    requested_by: str
+    now: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateTask:
+    """Somebody wants a task that has not been started to be another. ``submission``: the whole of what is to hold."""
+
+    submission: Submitted
+    changed: tuple[str, ...]
+    requested_by: str
+    now: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class HoldTask:
+    """The queue got limits: a ready task must wait for admission. ``version``: the version that was found ready."""
+
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class AdmitTask:
+    """The task's queue let it through. ``version``: the version that it waited with."""
+
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class ExpireQueueWait:
+    """The time in which the task had to be started may be over."""
+
+    now: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class CleanTask:
+    """The result of a finished task is given up. ``blobs``: keys that go with it."""
+
+    requested_by: str
+    reason: Literal["requested", "result_ttl"]
+    blobs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EraseTask:
+    """All that a finished task carried is destroyed. ``events``: what is to be left of its events."""
+
+    requested_by: str
+    reason: str | None
+    events: tuple[ErasedEvent, ...]
+    blobs: tuple[str, ...] = ()
 
 
 Command = (
@@ -114,4 +194,13 @@ Command = (
     | RequeueTask
     | CancelTask
     | ConfirmCancel
+    | PauseTask
+    | ConfirmPause
+    | ResumeTask
+    | UpdateTask
+    | HoldTask
+    | AdmitTask
+    | ExpireQueueWait
+    | CleanTask
+    | EraseTask
 )

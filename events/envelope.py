@@ -15,13 +15,13 @@ from typing import Any
 import orjson
 from pydantic import ValidationError
 
-from eventq.events.catalogue import TYPE_OF, EventData, read_data
+from eventq.events.aggregate import Aggregate, S
+from eventq.events.catalogue import TYPE_OF, read_data
+from eventq.events.data import EventData
 from eventq.events.errors import LogDamaged, PayloadTooLarge
 from eventq.events.ids import new_id
 from eventq.events.limits import EVENT_MAX_BYTES
 from eventq.events.subjects import Route, event_subject
-from eventq.events.task import Task, evolve, makes_ready, summary
-from eventq.events.worker import Worker, evolve_worker, worker_summary
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,52 +70,35 @@ class Stored:
     event: Event
 
 
-def task_event(
-    task_id: str, task: Task, data: EventData, *, source: str, at: datetime, trace: Trace = NO_TRACE
-) -> tuple[Event, Task]:
-    """The next event of ``task`` with ``data``, and the task after it. ``at``: aware UTC."""
+def next_event(
+    kind: Aggregate[S],
+    aggregate_id: str,
+    state: S,
+    data: EventData,
+    *,
+    source: str,
+    at: datetime,
+    trace: Trace = NO_TRACE,
+) -> tuple[Event, S]:
+    """The next event of what is in ``state``, with ``data``, and the state after it. ``at``: aware UTC."""
     event_id = new_id()
-    after = evolve(task, event_id, at, data)
-    route = Route(after.pool, after.queue, after.priority) if makes_ready(data, at) else None
-    kind = TYPE_OF[type(data)]
+    after = kind.evolve(state, event_id, at, data)
+    named = TYPE_OF[type(data)]
     event = Event(
         id=event_id,
         source=source,
-        aggregate="tasks",
-        aggregate_id=task_id,
-        type=kind.name,
-        schema=kind.schema,
+        aggregate=kind.name,
+        aggregate_id=aggregate_id,
+        type=named.name,
+        schema=named.schema,
         time=at,
         version=after.version,
-        previous=task.event_id,
-        attempt=after.attempt,
+        previous=state.event_id,
+        attempt=kind.attempt(after),
         trace=trace,
-        state=summary(after),
+        state=kind.summary(after),
         data=data,
-        route=route,
-    )
-    return event, after
-
-
-def worker_event(worker_id: str, worker: Worker, data: EventData, *, source: str, at: datetime) -> tuple[Event, Worker]:
-    """The next event of ``worker`` with ``data``, and the worker after it."""
-    event_id = new_id()
-    after = evolve_worker(worker, event_id, data)
-    kind = TYPE_OF[type(data)]
-    event = Event(
-        id=event_id,
-        source=source,
-        aggregate="workers",
-        aggregate_id=worker_id,
-        type=kind.name,
-        schema=kind.schema,
-        time=at,
-        version=after.version,
-        previous=worker.event_id,
-        attempt=0,
-        trace=NO_TRACE,
-        state=worker_summary(after),
-        data=data,
+        route=kind.route(after),
     )
     return event, after
 
@@ -138,7 +121,7 @@ def encode(event: Event) -> bytes:
             "correlation_id": trace.correlation_id,
             "traceparent": trace.traceparent,
             "state": event.state,
-            "data": event.data.model_dump(),
+            "data": event.data.wire(),
         },
         option=orjson.OPT_NAIVE_UTC | orjson.OPT_UTC_Z,
     )

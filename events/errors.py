@@ -8,6 +8,8 @@
     │   └── PayloadTooLarge     PAYLOAD_TOO_LARGE    a body, payload or file is over its limit
     ├── NotFound                NOT_FOUND
     │   ├── TaskNotFound        TASK_NOT_FOUND
+    │   ├── WorkerNotFound      WORKER_NOT_FOUND
+    │   ├── QueueNotFound       QUEUE_NOT_FOUND
     │   └── BlobNotFound        BLOB_NOT_FOUND
     ├── Conflict                CONFLICT
     │   ├── IllegalTransition   ILLEGAL_TRANSITION   the task's status does not admit the command
@@ -81,6 +83,24 @@ class TaskNotFound(NotFound):
 
     def __init__(self, task_id: str) -> None:
         super().__init__("Task not found", task_id=task_id)
+
+
+class WorkerNotFound(NotFound):
+    """The log holds no event of this worker."""
+
+    code = "WORKER_NOT_FOUND"
+
+    def __init__(self, worker_id: str) -> None:
+        super().__init__("Worker not found", worker_id=worker_id)
+
+
+class QueueNotFound(NotFound):
+    """No task was ever submitted to this queue, and nobody configured it."""
+
+    code = "QUEUE_NOT_FOUND"
+
+    def __init__(self, queue_name: str) -> None:
+        super().__init__("Queue not found", queue_name=queue_name)
 
 
 class BlobNotFound(NotFound):

@@ -1,34 +1,74 @@
-"""The one door to a task's history: read, decide, append. Every writer uses it: API, worker, promoter, reconciler."""
+"""The one door to a history: read, decide, append. Every writer uses it: API, worker, promoter, reconciler, gate."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any, Generic
 
-from eventq.events.commands import Command, SubmitTask
-from eventq.events.envelope import NO_TRACE, Event, Trace, task_event
-from eventq.events.errors import TaskNotFound, VersionConflict
+from eventq.events.aggregate import Aggregate, S
+from eventq.events.commands import Command
+from eventq.events.envelope import NO_TRACE, Event, Trace, next_event
+from eventq.events.errors import VersionConflict
 from eventq.events.log import EventLog
-from eventq.events.task import ABSENT, Task, decide, from_summary
+from eventq.events.task import TASKS, Task
 
 CONFLICTS_MAX = 10
 """How often a command is decided again because another writer came first. Each conflict means that somebody made progress."""
 
 
 @dataclass(frozen=True, slots=True)
-class Handled:
-    """What came of a command. ``event`` is ``None`` where it was fulfilled already and nothing was written.
-    ``position``: where the event stands, if the append path told it."""
+class Handled(Generic[S]):
+    """What came of a command. ``state``: after it; ``event`` is ``None`` where it was fulfilled already and nothing was
+    written; ``position``: where the event stands, if the append path told it."""
 
-    task: Task
+    state: S
     event: Event | None
     position: int | None
 
 
+async def read_state(log: EventLog, kind: Aggregate[S], aggregate_id: str, *, fresh: bool = False) -> S:
+    """The state as the last event tells it; ``kind.absent`` if there is none."""
+    stored = await log.last(kind.name, aggregate_id, fresh=fresh)
+    return kind.absent if stored is None else kind.from_summary(stored.event.state)
+
+
+async def handle_any(
+    log: EventLog,
+    kind: Aggregate[S],
+    aggregate_id: str,
+    command: Any,
+    *,
+    source: str,
+    trace: Trace = NO_TRACE,
+    state: S | None = None,
+) -> Handled[S]:
+    """Carry out ``command`` or raise what the kind's rules say. ``state``: where the caller just read it.
+
+    A stale ``state`` does no harm: the version check refuses, and the command is decided anew on what is true.
+    """
+    known = state
+    for round_ in range(CONFLICTS_MAX):
+        if known is None:
+            known = await read_state(log, kind, aggregate_id, fresh=round_ > 0)
+        if known.version == 0 and not isinstance(command, kind.creates):
+            raise kind.not_found(aggregate_id)
+        decided = kind.decide(command, known)
+        if not decided:
+            return Handled(known, None, None)
+        event, after = next_event(kind, aggregate_id, known, decided[0], source=source, at=datetime.now(UTC), trace=trace)
+        try:
+            position = await log.append(event)
+        except VersionConflict:
+            known = None
+            continue
+        return Handled(after, event, position)
+    raise VersionConflict(aggregate_id, known.version + 1 if known else 0)
+
+
 async def read_task(log: EventLog, task_id: str, *, fresh: bool = False) -> Task:
     """The task as its last event tells it; ``ABSENT`` if there is none."""
-    stored = await log.last("tasks", task_id, fresh=fresh)
-    return ABSENT if stored is None else from_summary(stored.event.state)
+    return await read_state(log, TASKS, task_id, fresh=fresh)
 
 
 async def handle(
@@ -39,25 +79,6 @@ async def handle(
     source: str,
     trace: Trace = NO_TRACE,
     task: Task | None = None,
-) -> Handled:
-    """Carry out ``command`` or raise what the rules say. ``task``: its state, where the caller just read it.
-
-    A stale ``task`` does no harm: the version check refuses, and the command is decided anew on what is true.
-    """
-    known = task
-    for round_ in range(CONFLICTS_MAX):
-        if known is None:
-            known = await read_task(log, task_id, fresh=round_ > 0)
-        if known is ABSENT and not isinstance(command, SubmitTask):
-            raise TaskNotFound(task_id)
-        decided = decide(command, known)
-        if not decided:
-            return Handled(known, None, None)
-        event, after = task_event(task_id, known, decided[0], source=source, at=datetime.now(UTC), trace=trace)
-        try:
-            position = await log.append(event)
-        except VersionConflict:
-            known = None
-            continue
-        return Handled(after, event, position)
-    raise VersionConflict(task_id, known.version + 1 if known else 0)
+) -> Handled[Task]:
+    """:func:`handle_any` for a task."""
+    return await handle_any(log, TASKS, task_id, command, source=source, trace=trace, state=task)

@@ -88,11 +88,11 @@ def progress_subject(task_id: str) -> str:
     return f"progress.{task_id}"
 
 
-def timer_subject(task_id: str, version: int) -> str:
-    """The pending timer of one version of a task."""
-    return f"sched.{task_id}.{version}"
+def timer_subject(tokens: str) -> str:
+    """A pending timer. ``tokens``: what it is about."""
+    return f"sched.{tokens}"
 
 
-def due_subject(task_id: str, version: int) -> str:
+def due_subject(tokens: str) -> str:
     """Where that timer's message appears when its time has come."""
-    return f"due.{task_id}.{version}"
+    return f"due.{tokens}"

@@ -1,47 +1,186 @@
-"""The rules of a worker's life: it registers once and stops once. Heartbeats are presence, not history."""
+"""The rules of a worker's life: it registers, may be paused, resized and drained, and stops or is lost.
+
+Heartbeats are presence, not history; only their absence is an event. A worker that was called lost and yet lives says so by
+registering again, which makes it the same worker anew.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Literal
 
-from eventq.events.catalogue import EventData, WorkerRegistered, WorkerStopped
-from eventq.events.errors import IllegalTransition
+from eventq.events.aggregate import State, modelled
+from eventq.events.data import EventData
+from eventq.events.errors import IllegalTransition, WorkerNotFound
+from eventq.events.worker_events import (
+    CapacityChanged,
+    WorkerDraining,
+    WorkerLost,
+    WorkerPaused,
+    WorkerRegistered,
+    WorkerResumed,
+    WorkerStopped,
+)
 
 
 class WorkerStatus(StrEnum):
-    """``ACTIVE`` from registration on; whether its process still lives is a question to presence."""
+    """``ACTIVE`` takes work; ``PAUSED`` and ``DRAINING`` only finish what they have; the others are gone."""
 
     ABSENT = "ABSENT"
     ACTIVE = "ACTIVE"
+    PAUSED = "PAUSED"
+    DRAINING = "DRAINING"
     STOPPED = "STOPPED"
+    LOST = "LOST"
+
+
+LIVING = frozenset({WorkerStatus.ACTIVE, WorkerStatus.PAUSED, WorkerStatus.DRAINING})
+GONE = frozenset({WorkerStatus.ABSENT, WorkerStatus.STOPPED, WorkerStatus.LOST})
+
+
+class Worker(State):
+    """The fold of a worker's events. ``ended_at``, ``end_reason``: when and why it stopped or was lost."""
+
+    status: WorkerStatus = WorkerStatus.ABSENT
+    kind: Literal["process", "http"] = "process"
+    hostname: str = ""
+    pid: int = 0
+    pool: str = ""
+    queues: tuple[str, ...] = ()
+    capacity: int = 0
+    devices: tuple[str, ...] = ()
+    registered_at: datetime | None = None
+    ended_at: datetime | None = None
+    end_reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Worker:
-    """The fold of a worker's events."""
+class RegisterWorker:
+    """A worker begins to take work, or says that it still lives after it was called lost."""
 
-    status: WorkerStatus = WorkerStatus.ABSENT
-    version: int = 0
-    event_id: str | None = None
+    registration: WorkerRegistered
 
 
-NO_WORKER = Worker()
+@dataclass(frozen=True, slots=True)
+class PauseWorker:
+    """Somebody wants it to take no new work."""
+
+    requested_by: str
 
 
-def evolve_worker(worker: Worker, event_id: str, data: EventData) -> Worker:
+@dataclass(frozen=True, slots=True)
+class ResumeWorker:
+    """Somebody wants it to take work again."""
+
+    requested_by: str
+
+
+@dataclass(frozen=True, slots=True)
+class DrainWorker:
+    """Somebody wants it to finish what it has and end."""
+
+    requested_by: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeCapacity:
+    """Somebody wants it to run at most so many attempts at once."""
+
+    capacity: int
+    requested_by: str
+
+
+@dataclass(frozen=True, slots=True)
+class StopWorker:
+    """It ends of its own accord."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class LoseWorker:
+    """It is gone without a word. Said by whoever found it, never by the worker itself."""
+
+    evidence: Literal["disconnected", "presence_lapsed"]
+    running: tuple[str, ...]
+
+
+WorkerCommand = RegisterWorker | PauseWorker | ResumeWorker | DrainWorker | ChangeCapacity | StopWorker | LoseWorker
+
+WORKER_ACCEPTS: dict[type[WorkerCommand], frozenset[WorkerStatus]] = {
+    RegisterWorker: GONE,
+    PauseWorker: frozenset({WorkerStatus.ACTIVE, WorkerStatus.PAUSED}),
+    ResumeWorker: frozenset({WorkerStatus.ACTIVE, WorkerStatus.PAUSED}),
+    DrainWorker: LIVING,
+    ChangeCapacity: frozenset({WorkerStatus.ACTIVE, WorkerStatus.PAUSED}),
+    StopWorker: LIVING,
+    LoseWorker: LIVING,
+}
+"""Which statuses admit which command."""
+
+
+def decide_worker(command: WorkerCommand, worker: Worker) -> list[EventData]:
+    """What follows; empty where the command is already fulfilled. Raises :class:`IllegalTransition`."""
+    if worker.status not in WORKER_ACCEPTS[type(command)]:
+        verb = type(command).__name__.removesuffix("Worker").lower()
+        raise IllegalTransition(f"cannot {verb} a worker with status {worker.status}", status=str(worker.status))
+    match command:
+        case RegisterWorker():
+            return [command.registration]
+        case PauseWorker():
+            paused = worker.status is WorkerStatus.PAUSED
+            return [] if paused else [WorkerPaused(requested_by=command.requested_by)]
+        case ResumeWorker():
+            active = worker.status is WorkerStatus.ACTIVE
+            return [] if active else [WorkerResumed(requested_by=command.requested_by)]
+        case DrainWorker():
+            draining = worker.status is WorkerStatus.DRAINING
+            return [] if draining else [WorkerDraining(requested_by=command.requested_by)]
+        case ChangeCapacity():
+            same = command.capacity == worker.capacity
+            return [] if same else [CapacityChanged(capacity=command.capacity, requested_by=command.requested_by)]
+        case StopWorker():
+            return [WorkerStopped(reason=command.reason)]
+        case LoseWorker():
+            return [WorkerLost(evidence=command.evidence, running=list(command.running))]
+
+
+def evolve_worker(worker: Worker, event_id: str, at: datetime, data: EventData) -> Worker:
     """The worker after its next event."""
     match data:
         case WorkerRegistered():
-            status = WorkerStatus.ACTIVE
+            return worker.after(
+                event_id,
+                status=WorkerStatus.ACTIVE,
+                kind=data.kind,
+                hostname=data.hostname,
+                pid=data.pid,
+                pool=data.pool,
+                queues=tuple(data.queues),
+                capacity=data.capacity,
+                devices=tuple(data.devices),
+                registered_at=at,
+                ended_at=None,
+                end_reason=None,
+            )
+        case WorkerPaused():
+            return worker.after(event_id, status=WorkerStatus.PAUSED)
+        case WorkerResumed():
+            return worker.after(event_id, status=WorkerStatus.ACTIVE)
+        case WorkerDraining():
+            return worker.after(event_id, status=WorkerStatus.DRAINING)
+        case CapacityChanged():
+            return worker.after(event_id, capacity=data.capacity)
         case WorkerStopped():
-            status = WorkerStatus.STOPPED
+            return worker.after(event_id, status=WorkerStatus.STOPPED, ended_at=at, end_reason=data.reason)
+        case WorkerLost():
+            return worker.after(event_id, status=WorkerStatus.LOST, ended_at=at, end_reason=data.evidence)
         case _:
             raise IllegalTransition(f"{type(data).__name__} is not an event of a worker")
-    return Worker(status=status, version=worker.version + 1, event_id=event_id)
 
 
-def worker_summary(worker: Worker) -> dict[str, Any]:
-    """The worker as the ``state`` of its last event."""
-    return {"status": worker.status, "version": worker.version, "event_id": worker.event_id}
+WORKERS = modelled("workers", Worker, decide_worker, evolve_worker, WorkerNotFound, (RegisterWorker,))
+
+NO_WORKER = WORKERS.absent

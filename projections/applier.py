@@ -9,11 +9,12 @@ from __future__ import annotations
 import gc
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, Protocol
 
+import orjson
 import structlog
 
 from eventq.events.envelope import Stored, decode
@@ -23,20 +24,20 @@ from eventq.events.reader import Message
 from eventq.events.report import Report, decode_report
 from eventq.events.subjects import EVENTS, PROGRESS
 from eventq.events.task import Status, Task
-from eventq.events.worker import Worker, WorkerStatus
 from eventq.projections.fold import (
     LOG_COLUMNS,
     PROGRESS_COLUMNS,
     Folded,
     FoldedReports,
+    StateKey,
     TaskState,
     Write,
     check_contiguous,
     fold,
     fold_reports,
-    naive,
 )
 from eventq.projections.store import Transaction
+from eventq.projections.tables import TABLE_OF, naive
 
 log = structlog.get_logger("eventq.projector")
 
@@ -46,9 +47,8 @@ STATES_MAX = 20_000
 GC_PAUSE_MIN = 500
 """Messages in a batch from which on garbage collection is paused: a tenth of a second at most, for 8,192."""
 
-_TASK_FIELDS = tuple(f.name for f in fields(Task))
+_TASK_FIELDS = Task._fields
 _LOAD_TASKS = f"SELECT task_id, started_at, {', '.join(_TASK_FIELDS)} FROM tasks WHERE task_id IN (SELECT unnest($1))"
-_LOAD_WORKERS = "SELECT worker_id, status, version, event_id FROM workers WHERE worker_id IN (SELECT unnest($1))"
 _UPSERT_PROGRESS = f"""
 INSERT INTO task_progress ({", ".join(PROGRESS_COLUMNS)})
 SELECT {", ".join(f"unnest(${n})" for n in range(1, len(PROGRESS_COLUMNS) + 1))}
@@ -90,7 +90,7 @@ class Applier:
     def __init__(self, target: Target) -> None:
         self._target = target
         self._tasks: dict[str, TaskState] = {}
-        self._workers: dict[str, Worker] = {}
+        self._states: dict[StateKey, Any] = {}
         self.unreadable_reports = 0
         """Lines of PROGRESS that were skipped because they could not be read: no history is lost with them."""
         with target.transaction() as transaction:
@@ -136,18 +136,18 @@ class Applier:
         return Applied(self.checkpoints[EVENTS].position, self.checkpoints[PROGRESS].position, versions)
 
     def _fold(self, transaction: Transaction, batch: list[Stored]) -> Folded:
-        tasks, workers = set[str](), set[str]()
+        tasks, states = set[str](), set[StateKey]()
         for event in (stored.event for stored in batch):
             if event.aggregate == "tasks":
                 if event.version > 1 and event.aggregate_id not in self._tasks:
                     tasks.add(event.aggregate_id)
-            elif event.aggregate_id not in self._workers:
-                workers.add(event.aggregate_id)
+            elif event.version > 1 and (event.aggregate, event.aggregate_id) not in self._states:
+                states.add((event.aggregate, event.aggregate_id))
         if tasks:
             self._tasks.update(_load_tasks(transaction, sorted(tasks)))
-        if workers:
-            self._workers.update(_load_workers(transaction, sorted(workers)))
-        return fold(batch, self._tasks, self._workers)
+        if states:
+            self._states.update(_load_states(transaction, states))
+        return fold(batch, self._tasks, self._states)
 
     def _write(self, transaction: Transaction, folded: Folded, reports: FoldedReports) -> None:
         writes = folded.writes()
@@ -159,16 +159,18 @@ class Applier:
             transaction.write(write)
         if reports.progress:
             transaction.execute(_UPSERT_PROGRESS, [list(column) for column in zip(*reports.progress.values(), strict=True)])
+        if folded.silenced:
+            for table in ("task_progress", "task_logs"):
+                transaction.execute(f"DELETE FROM {table} WHERE task_id IN (SELECT unnest($1))", [folded.silenced])
 
     def _remember(self, folded: Folded) -> None:
-        self._workers.update(folded.workers)
+        self._states.update(folded.states)
         for task_id, state in folded.task_states().items():
             self._tasks.pop(task_id, None)  # so that it is put at the end: the oldest are forgotten first
             if not state.task.finished:
                 self._tasks[task_id] = state
-        for known in (self._tasks, self._workers):
-            for key in list(islice(known, max(0, len(known) - STATES_MAX))):
-                del known[key]
+        _forget_oldest(self._tasks)
+        _forget_oldest(self._states)
 
     def _readable(self, messages: Sequence[Message], after: int) -> list[tuple[int, Report | None]]:
         found: list[tuple[int, Report | None]] = []
@@ -234,11 +236,28 @@ def _load_tasks(transaction: Transaction, task_ids: Iterable[str]) -> dict[str, 
 
 def _task(columns: dict[str, Any]) -> Task:
     columns["status"] = Status(columns["status"])
-    if columns["due_at"] is not None:
-        columns["due_at"] = columns["due_at"].replace(tzinfo=UTC)
+    columns["lost"] = tuple(orjson.loads(columns["lost"]))
+    for name in ("due_at", "start_by"):
+        if columns[name] is not None:
+            columns[name] = columns[name].replace(tzinfo=UTC)
     return Task(**columns)
 
 
-def _load_workers(transaction: Transaction, worker_ids: Iterable[str]) -> dict[str, Worker]:
-    rows = transaction.execute(_LOAD_WORKERS, [worker_ids])
-    return {row[0]: Worker(WorkerStatus(row[1]), row[2], row[3]) for row in rows}
+def _load_states(transaction: Transaction, keys: Iterable[StateKey]) -> dict[StateKey, Any]:
+    found: dict[StateKey, Any] = {}
+    of_kind: dict[str, list[str]] = {}
+    for kind, aggregate_id in sorted(keys):
+        of_kind.setdefault(kind, []).append(aggregate_id)
+    for kind, ids in of_kind.items():
+        if (table := TABLE_OF.get(kind)) is None:
+            continue  # the fold says so, and at which position
+        rows = transaction.execute(
+            f"SELECT {table.id_column}, state FROM {table.name} WHERE {table.id_column} IN (SELECT unnest($1))", [ids]
+        )
+        found |= {(kind, aggregate_id): table.kind.from_summary(orjson.loads(state)) for aggregate_id, state in rows}
+    return found
+
+
+def _forget_oldest(known: dict[Any, Any]) -> None:
+    for key in list(islice(known, max(0, len(known) - STATES_MAX))):
+        del known[key]

@@ -13,34 +13,32 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Literal
 
-import orjson
-
-from eventq.events.catalogue import (
-    TYPE_OF,
+from eventq.events.catalogue import TYPE_OF, read_data
+from eventq.events.data import EventData
+from eventq.events.envelope import Event, Stored
+from eventq.events.errors import LogDamaged, UnknownEvent
+from eventq.events.report import Progress, Report
+from eventq.events.task import ABSENT, Task, evolve, timeout_error
+from eventq.events.task_events import (
     Cancelled,
+    Cleaned,
     Completed,
-    ErrorInfo,
-    EventData,
+    Erased,
     Failed,
+    Paused,
     Queued,
     Retrying,
     Started,
     Submitted,
-    TaskDeclaration,
     TimedOut,
-    WorkerRegistered,
-    WorkerStopped,
+    Updated,
 )
-from eventq.events.envelope import Event, Stored
-from eventq.events.errors import LogDamaged
-from eventq.events.report import Progress, Report
-from eventq.events.task import ABSENT, Status, Task, evolve
-from eventq.events.worker import NO_WORKER, Worker, evolve_worker
+from eventq.events.worker_events import TaskDeclaration, WorkerRegistered
+from eventq.projections.tables import TABLE_OF, Row, naive, to_json
 
-Row = tuple[Any, ...]
 Action = Literal["insert", "update", "upsert"]
 
 EVENT_COLUMNS = (
@@ -49,30 +47,35 @@ EVENT_COLUMNS = (
 )  # fmt: skip
 
 TASK_FIXED = (
-    "task_id", "created_at", "created_position", "scheduled_at", "args", "kwargs", "input", "original_task_id", "origin",
-    "requested_by", "task_name", "pool", "queue", "priority", "max_retries", "timeout_s",
+    "task_id", "created_at", "created_position", "original_task_id", "origin", "parent_task_id", "workflow_id", "node",
+    "schedule_id", "unique_key", "requested_by",
 )  # fmt: skip
 """Columns that the ``submitted`` event settles for good."""
 
+TASK_SPEC = (
+    "task_name", "pool", "queue", "priority", "key", "max_retries", "timeout_s", "queue_timeout_s", "heartbeat_timeout_s",
+    "result_ttl_s", "scheduled_at", "tags", "metadata", "args", "kwargs", "input",
+)  # fmt: skip
+"""Columns that the ``submitted`` event settles until an ``updated`` one does."""
+
 TASK_MOVING = (
-    "status", "reason", "version", "attempt", "failures", "losses", "ready", "worker_id", "cancel_requested_by",
-    "cancel_reason", "due_at", "event_id", "started_at", "updated_at", "position",
+    "status", "reason", "version", "attempt", "failures", "losses", "lost", "ready", "spec", "gated", "worker_id",
+    "cancel_requested_by", "cancel_reason", "pause_requested_by", "pause_reason", "due_at", "start_by", "cleaned", "erased",
+    "event_id", "started_at", "updated_at", "position",
 )  # fmt: skip
 """Columns that any event may change."""
 
 TASK_OUTCOME = ("result", "output", "error", "completed_at", "duration_s")
 """Columns that only the end of an attempt changes: written then, so that states in memory need not hold results."""
 
-TASK_COLUMNS = TASK_FIXED + TASK_MOVING + TASK_OUTCOME
+TASK_COLUMNS = TASK_FIXED + TASK_SPEC + TASK_MOVING + TASK_OUTCOME
+
+TASK_CLEANED = ("task_id", "result", "output")
+TASK_ERASED = ("task_id", "args", "kwargs", "input", "metadata", "result", "output", "error")
+"""Columns that a task loses when its result is given up, and when all that it carried is destroyed."""
 
 ATTEMPT_BEGIN = ("task_id", "attempt", "worker_id", "hostname", "device", "started_at", "position")
 ATTEMPT_END = ("ended_at", "outcome", "error")
-
-WORKER_COLUMNS = (
-    "worker_id", "status", "version", "event_id", "hostname", "pid", "pool", "queues", "capacity", "devices",
-    "registered_at", "stopped_at", "stop_reason", "position",
-)  # fmt: skip
-WORKER_STOP = ("worker_id", "status", "version", "event_id", "stopped_at", "stop_reason", "position")
 
 DECLARATION_COLUMNS = ("name", "declaration", "worker_id", "declared_at", "position")
 PROGRESS_COLUMNS = ("task_id", "attempt", "done", "total", "unit", "message", "time", "position")
@@ -103,14 +106,20 @@ class Write:
 
 @dataclass(slots=True)
 class TaskWork:
-    """A task while a batch goes over it. ``fixed``: set where the batch holds its ``submitted`` event."""
+    """A task while a batch goes over it. ``fixed``: set where the batch holds its ``submitted`` event; ``spec``: where it
+    holds that or an ``updated`` one."""
 
     task: Task
     started_at: datetime | None
     fixed: Row | None = None
+    spec: Row | None = None
     outcome: Row | None = None
     updated_at: datetime | None = None
     position: int = 0
+
+
+StateKey = tuple[str, str]
+"""Which state of a kind other than tasks: the kind's name and the id."""
 
 
 @dataclass(slots=True)
@@ -120,64 +129,88 @@ class Folded:
     events: list[Row] = field(default_factory=list[Row])
     begun: dict[tuple[str, int], Row] = field(default_factory=dict[tuple[str, int], Row])
     ended: dict[tuple[str, int], Row] = field(default_factory=dict[tuple[str, int], Row])
-    registered: dict[str, Row] = field(default_factory=dict[str, Row])
-    stopped: dict[str, Row] = field(default_factory=dict[str, Row])
     declarations: dict[str, Row] = field(default_factory=dict[str, Row])
-    workers: dict[str, Worker] = field(default_factory=dict[str, Worker])
+    states: dict[StateKey, Any] = field(default_factory=dict[StateKey, Any])
+    positions: dict[StateKey, int] = field(default_factory=dict[StateKey, int])
     tasks: dict[str, TaskWork] = field(default_factory=dict[str, TaskWork])
+    cleaned: dict[str, Row] = field(default_factory=dict[str, Row])
+    erased: dict[str, Row] = field(default_factory=dict[str, Row])
+    erased_events: list[Row] = field(default_factory=list[Row])
+    erased_errors: list[Row] = field(default_factory=list[Row])
+    silenced: list[str] = field(default_factory=list[str])
+    """Tasks whose progress and log lines are to be dropped."""
 
     def task_states(self) -> dict[str, TaskState]:
         """The state after the batch of each task that it touched."""
         return {task_id: TaskState(work.task, work.started_at) for task_id, work in self.tasks.items()}
 
     def versions(self) -> dict[str, int]:
-        """The version after the batch of each task that it touched."""
-        return {task_id: work.task.version for task_id, work in self.tasks.items()}
+        """The version after the batch of each task, or other thing with a history, that it touched, by its id."""
+        versions = {task_id: work.task.version for task_id, work in self.tasks.items()}
+        return versions | {version_key(*key): state.version for key, state in self.states.items()}
 
     def writes(self) -> list[Write]:
-        """All rows of the batch. Their order does not matter: no row is written twice."""
+        """All rows of the batch, in the order in which they must be written: what was destroyed is, after it was made."""
         begun, ended = self.begun, self.ended
         created: list[Row] = []
         moved: list[Row] = []
+        respecified: list[Row] = []
         outcomes: list[Row] = []
         for task_id, work in self.tasks.items():
-            if work.fixed is not None:
-                created.append(work.fixed + _moving(work) + (work.outcome or NO_OUTCOME))
+            if work.fixed is not None and work.spec is not None:
+                created.append(work.fixed + work.spec + _moving(work) + (work.outcome or NO_OUTCOME))
                 continue
             moved.append((task_id, *_moving(work)))
+            if work.spec is not None:
+                respecified.append((task_id, *work.spec))
             if work.outcome is not None:
                 outcomes.append((task_id, *work.outcome))
         attempts = [row + ended.get(key, NOT_ENDED) for key, row in begun.items()]
         attempt_ends = [key + row for key, row in ended.items() if key not in begun]
-        stops = [row for worker_id, row in self.stopped.items() if worker_id not in self.registered]
-        writes = (
+        writes = [
             Write("events", "insert", EVENT_COLUMNS, self.events),
             Write("tasks", "insert", TASK_COLUMNS, created),
             Write("tasks", "update", ("task_id", *TASK_MOVING), moved, ("task_id",)),
+            Write("tasks", "update", ("task_id", *TASK_SPEC), respecified, ("task_id",)),
             Write("tasks", "update", ("task_id", *TASK_OUTCOME), outcomes, ("task_id",)),
             Write("attempts", "insert", ATTEMPT_BEGIN + ATTEMPT_END, attempts),
             Write("attempts", "update", ("task_id", "attempt", *ATTEMPT_END), attempt_ends, ("task_id", "attempt")),
-            Write("workers", "upsert", WORKER_COLUMNS, list(self.registered.values())),
-            Write("workers", "update", WORKER_STOP, stops, ("worker_id",)),
             Write("task_declarations", "upsert", DECLARATION_COLUMNS, list(self.declarations.values())),
-        )
+            *self._state_writes(),
+            Write("tasks", "update", TASK_CLEANED, list(self.cleaned.values()), ("task_id",)),
+            Write("tasks", "update", TASK_ERASED, list(self.erased.values()), ("task_id",)),
+            Write("events", "update", ("position", "data"), self.erased_events, ("position",)),
+            Write("attempts", "update", ("task_id", "attempt", "error"), self.erased_errors, ("task_id", "attempt")),
+        ]
         return [write for write in writes if write.rows]
 
+    def _state_writes(self) -> list[Write]:
+        rows: dict[str, list[Row]] = {}
+        for (kind, aggregate_id), state in self.states.items():
+            row = TABLE_OF[kind].row(aggregate_id, state, self.positions[kind, aggregate_id])
+            rows.setdefault(kind, []).append(row)
+        return [Write(TABLE_OF[kind].name, "upsert", TABLE_OF[kind].all_columns, found) for kind, found in rows.items()]
 
-def fold(batch: Iterable[Stored], tasks: Mapping[str, TaskState], workers: Mapping[str, Worker]) -> Folded:
+
+def version_key(kind: str, aggregate_id: str) -> str:
+    """What a version is remembered under: a task's id as it is, others with their kind before it."""
+    return aggregate_id if kind == "tasks" else f"{kind}.{aggregate_id}"
+
+
+def fold(batch: Iterable[Stored], tasks: Mapping[str, TaskState], states: Mapping[StateKey, Any]) -> Folded:
     """Fold ``batch`` onto the states before it. Neither argument is changed.
 
-    ``tasks`` and ``workers`` must hold every aggregate whose first event in the batch is not its version 1. Raises
-    :class:`LogDamaged` where an event does not continue its aggregate's history.
+    ``tasks`` and ``states`` must hold all whose first event in the batch is not its version 1. Raises :class:`LogDamaged`
+    where an event does not continue its history.
     """
     folded = Folded()
     for position, event in ((stored.position, stored.event) for stored in batch):
         at = naive(event.time)
+        folded.events.append(_event_row(position, event, at))
         if event.aggregate == "tasks":
             _fold_task(folded, tasks, position, event, at)
         else:
-            _fold_worker(folded, workers, position, event, at)
-        folded.events.append(_event_row(position, event, at))
+            _fold_state(folded, states, position, event, at)
     return folded
 
 
@@ -218,37 +251,52 @@ def _fold_task(folded: Folded, known: Mapping[str, TaskState], position: int, ev
     work.task, work.updated_at, work.position = after, at, position
     if isinstance(data, Submitted):
         work.fixed = _fixed(task_id, data, at, position)
+        work.spec = _spec(data)
+    elif isinstance(data, Updated):
+        work.spec = _spec(data.submission)
     elif isinstance(data, Started):
         work.started_at = at
         key = (task_id, after.attempt)
         folded.begun[key] = (*key, data.worker_id, data.hostname, data.device, at, position)
-    elif before.status is Status.RUNNING and after.status is not Status.RUNNING:
+    elif before.in_hand and not after.in_hand:
         folded.ended[(task_id, after.attempt)] = (at, _outcome_word(data), _error(data))
-    if after.finished or isinstance(data, Retrying):
-        work.outcome = _outcome(data, at if after.finished else None)
+    if after.finished and not before.finished:
+        work.outcome = _outcome(data, at)
+    elif isinstance(data, Retrying):
+        work.outcome = _outcome(data, None)
+    elif isinstance(data, Cleaned | Erased):
+        _give_up(folded, task_id, after, data)
 
 
-def _fold_worker(folded: Folded, known: Mapping[str, Worker], position: int, event: Event, at: datetime) -> None:
-    worker_id, data = event.aggregate_id, event.data
-    before = folded.workers.get(worker_id) or known.get(worker_id, NO_WORKER)
+def _give_up(folded: Folded, task_id: str, task: Task, data: Cleaned | Erased) -> None:
+    """Drop what a finished task leaves behind, from every table that has some of it."""
+    folded.silenced.append(task_id)
+    if isinstance(data, Cleaned):
+        folded.cleaned[task_id] = (task_id, None, None)
+        return
+    folded.erased[task_id] = (task_id, "[]", "{}", None, "{}", None, None, None)
+    folded.erased_events += ((left.position, erased_data(left.event)) for left in data.events)
+    folded.erased_errors += ((task_id, attempt, None) for attempt in range(1, task.attempt + 1))
+
+
+def erased_data(event: Mapping[str, Any]) -> str:
+    """The data of what is left of an erased event, as the ``events`` table holds it."""
+    return read_data("tasks", event["type"], event["schema"], event["data"]).model_dump_json()
+
+
+def _fold_state(folded: Folded, known: Mapping[StateKey, Any], position: int, event: Event, at: datetime) -> None:
+    table = TABLE_OF.get(event.aggregate)
+    if table is None:
+        raise UnknownEvent(f"position {position}: nothing is known of {event.aggregate}", type=event.type)
+    key = (event.aggregate, event.aggregate_id)
+    before = folded.states.get(key) or known.get(key, table.kind.absent)
     if event.version != before.version + 1 or event.previous != before.event_id:
         raise _broken_link(position, event, before.version, before.event_id)
-    after = folded.workers[worker_id] = evolve_worker(before, event.id, data)
-    head = (worker_id, after.status.value, after.version, event.id)
-    if isinstance(data, WorkerRegistered):
-        folded.registered[worker_id] = (
-            *head, data.hostname, data.pid, data.pool, to_json(data.queues), data.capacity, to_json(data.devices),
-            at, None, None, position,
-        )  # fmt: skip
-        for declared in data.tasks:
-            folded.declarations[declared.name] = _declaration(declared, worker_id, at, position)
-    elif isinstance(data, WorkerStopped):
-        folded.stopped[worker_id] = (*head, at, data.reason, position)
-        row = folded.registered.get(worker_id)
-        if row is None and before is NO_WORKER:
-            row = (*head, "", 0, "", "[]", 0, "[]", at)  # it never registered: no writer of ours does that, and yet it is one
-        if row is not None:
-            folded.registered[worker_id] = (*head, *row[4:11], at, data.reason, position)
+    folded.states[key] = table.kind.evolve(before, event.id, event.time, event.data)
+    folded.positions[key] = position
+    if isinstance(event.data, WorkerRegistered):
+        for declared in event.data.tasks:
+            folded.declarations[declared.name] = _declaration(declared, event.aggregate_id, at, position)
 
 
 def _declaration(declared: TaskDeclaration, worker_id: str, at: datetime, position: int) -> Row:
@@ -277,19 +325,28 @@ def _event_row(position: int, event: Event, at: datetime) -> Row:
 
 
 def _fixed(task_id: str, data: Submitted, at: datetime, position: int) -> Row:
+    return (
+        task_id, at, position, data.original_task_id, data.origin, data.parent_task_id, data.workflow_id, data.node,
+        data.schedule_id, data.unique_key, data.requested_by,
+    )  # fmt: skip
+
+
+def _spec(data: Submitted) -> Row:
     scheduled_at = None if data.scheduled_at is None else naive(data.scheduled_at)
     return (
-        task_id, at, position, scheduled_at, to_json(data.args), to_json(data.kwargs), _model_json(data.input),
-        data.original_task_id, data.origin, data.requested_by,
-        data.task_name, data.pool, data.queue, data.priority, data.max_retries, data.timeout_s,
+        data.task_name, data.pool, data.queue, data.priority, data.key, data.max_retries, data.timeout_s,
+        data.queue_timeout_s, data.heartbeat_timeout_s, data.result_ttl_s, scheduled_at, to_json(data.tags),
+        to_json(data.metadata), to_json(data.args), to_json(data.kwargs), _model_json(data.input),
     )  # fmt: skip
 
 
 def _moving(work: TaskWork) -> Row:
     task = work.task
     return (
-        task.status.value, task.reason, task.version, task.attempt, task.failures, task.losses, task.ready, task.worker_id,
-        task.cancel_requested_by, task.cancel_reason, None if task.due_at is None else naive(task.due_at), task.event_id,
+        task.status.value, task.reason, task.version, task.attempt, task.failures, task.losses, to_json(task.lost),
+        task.ready, task.spec, task.gated, task.worker_id, task.cancel_requested_by, task.cancel_reason,
+        task.pause_requested_by, task.pause_reason, None if task.due_at is None else naive(task.due_at),
+        None if task.start_by is None else naive(task.start_by), task.cleaned, task.erased, task.event_id,
         work.started_at, work.updated_at, work.position,
     )  # fmt: skip
 
@@ -309,13 +366,15 @@ def _outcome_word(data: EventData) -> str:
         case Failed():
             return "worker_lost" if data.reason == "poison" else "failed"
         case Retrying():
-            return "timed_out" if data.reason == "execution_timeout" else "failed"
+            return "failed" if data.reason == "error" else "timed_out"
         case TimedOut():
             return "timed_out"
         case Queued():
             return data.reason
         case Cancelled():
             return "cancelled"
+        case Paused():
+            return "worker_lost" if data.lost else "paused"
         case _:
             return TYPE_OF[type(data)].name
 
@@ -324,7 +383,7 @@ def _error(data: EventData) -> str | None:
     if isinstance(data, Failed | Retrying):
         return data.error.model_dump_json()
     if isinstance(data, TimedOut):
-        return ErrorInfo(type="ExecutionTimeout", message=f"stopped after {data.after_s:g} s").model_dump_json()
+        return timeout_error(data.reason, data.after_s).model_dump_json()
     return None
 
 
@@ -355,16 +414,6 @@ def fold_reports(batch: Iterable[tuple[int, Report]]) -> FoldedReports:
                 for line in data.lines
             )
     return folded
-
-
-def naive(at: datetime) -> datetime:
-    """An aware time as the tables hold it: UTC without saying so."""
-    return (at if at.tzinfo is UTC else at.astimezone(UTC)).replace(tzinfo=None)
-
-
-def to_json(value: Any) -> str:
-    """``value`` as JSON text."""
-    return orjson.dumps(value).decode()
 
 
 def _model_json(model: EventData | None) -> str | None:

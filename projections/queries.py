@@ -18,10 +18,11 @@ from typing import Any, TypeVar
 
 import orjson
 
-from eventq.events.catalogue import TaskDeclaration, read_data
+from eventq.events.catalogue import read_data
 from eventq.events.envelope import Event, Stored, Trace
 from eventq.events.errors import InvalidInput
-from eventq.projections.fold import fold, naive
+from eventq.events.worker_events import TaskDeclaration
+from eventq.projections.fold import fold
 from eventq.projections.rows import (
     AttemptRow,
     EventRow,
@@ -37,6 +38,7 @@ from eventq.projections.rows import (
     values_of,
 )
 from eventq.projections.store import Snapshot, Store
+from eventq.projections.tables import naive
 
 __all__ = [
     "AttemptRow",
@@ -255,15 +257,17 @@ def _timeline(snapshot: Snapshot, task_id: str) -> Timeline:
 
 def _get_task_as_of(snapshot: Snapshot, task_id: str, position: int | None, time: datetime | None) -> TaskRow | None:
     past: list[Stored] = []
-    for record in _event_records(snapshot, _life(snapshot, task_id)):
-        stored = _stored(record)
+    for row in _event_records(snapshot, _life(snapshot, task_id)):
+        stored = _stored(row)
         if (position is not None and stored.position > position) or (time is not None and stored.event.time > time):
             break
         past.append(stored)
     if not past:
         return None
-    created = next(write for write in fold(past, {}, {}).writes() if write.table == "tasks")
-    record = dict(zip(created.columns, created.rows[0], strict=True))
+    record: dict[str, Any] = {}
+    for write in fold(past, {}, {}).writes():
+        if write.table == "tasks":
+            record |= zip(write.columns, write.rows[0], strict=True)
     return task_row(record, past[-1].position if position is None else position)
 
 

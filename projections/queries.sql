@@ -33,7 +33,8 @@ SELECT name, declaration FROM task_declarations ORDER BY name;
 SELECT workers.*, coalesce(busy.running, 0) AS running
 FROM workers
 LEFT JOIN (
-    SELECT worker_id, count(*) AS running FROM tasks WHERE status = 'RUNNING' GROUP BY worker_id
+    SELECT worker_id, count(*) AS running FROM tasks
+    WHERE status = 'RUNNING' OR (status = 'PAUSED' AND worker_id IS NOT NULL) GROUP BY worker_id
 ) AS busy ON busy.worker_id = workers.worker_id
 ORDER BY registered_at DESC, workers.worker_id
 LIMIT $limit;

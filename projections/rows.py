@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from eventq.events.catalogue import JSON, BlobRef, ErrorInfo
+from eventq.events.data import JSON, BlobRef, ErrorInfo
 from eventq.events.task import Status
 
 
@@ -43,14 +43,23 @@ class TaskRow:
     attempt: int
     failures: int
     losses: int
+    ready: int
+    gated: bool
+    key: str | None
     max_retries: int
     timeout_s: float | None
+    queue_timeout_s: float | None
+    heartbeat_timeout_s: float | None
+    result_ttl_s: float | None
     worker_id: str | None
     cancel_requested_by: str | None
     cancel_reason: str | None
+    pause_requested_by: str | None
+    pause_reason: str | None
     created_at: datetime
     scheduled_at: datetime | None
     due_at: datetime | None
+    start_by: datetime | None
     started_at: datetime | None
     completed_at: datetime | None
     updated_at: datetime
@@ -58,6 +67,8 @@ class TaskRow:
     created_position: int
     position: int
     event_id: str
+    tags: list[str]
+    metadata: dict[str, str]
     args: list[JSON]
     kwargs: dict[str, JSON]
     input: BlobRef | None
@@ -66,7 +77,13 @@ class TaskRow:
     error: ErrorInfo | None
     original_task_id: str | None
     origin: str | None
+    parent_task_id: str | None
+    workflow_id: str | None
+    node: str | None
+    schedule_id: str | None
     requested_by: str | None
+    cleaned: bool
+    erased: bool
     progress: ProgressRow | None = None
     as_of: int = 0
 
@@ -136,10 +153,11 @@ class Timeline:
 
 @dataclass(frozen=True, slots=True)
 class WorkerRow:
-    """One worker process. ``status``: ACTIVE or STOPPED; presence tells whether it lives. ``running``: tasks it holds now."""
+    """One worker. ``status``: as in ``WorkerStatus``; presence tells whether it lives. ``running``: tasks it holds now."""
 
     worker_id: str
     status: str
+    kind: str
     hostname: str
     pid: int
     pool: str
@@ -147,9 +165,10 @@ class WorkerRow:
     capacity: int
     devices: list[str]
     registered_at: datetime
-    stopped_at: datetime | None
-    stop_reason: str | None
+    ended_at: datetime | None
+    end_reason: str | None
     running: int
+    version: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +198,7 @@ class TaskFilter:
 
 
 _MODELS: dict[str, type[BlobRef] | type[ErrorInfo]] = {"input": BlobRef, "output": BlobRef, "error": ErrorInfo}
-_JSON = frozenset({"args", "kwargs", "result", "data", "fields", "queues", "devices"})
+_JSON = frozenset({"args", "kwargs", "result", "data", "fields", "queues", "devices", "tags", "metadata"})
 _TASK_NAMES = frozenset(f.name for f in fields(TaskRow))
 
 

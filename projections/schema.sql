@@ -27,19 +27,29 @@ CREATE TABLE tasks (
     pool VARCHAR NOT NULL,
     queue VARCHAR NOT NULL,
     priority INTEGER NOT NULL,
+    key VARCHAR,                            -- whose it is or what it uses: for limits and fair sharing
     version INTEGER NOT NULL,               -- how many events the task has; the number in its ETag
     attempt INTEGER NOT NULL,               -- attempts started so far
     failures INTEGER NOT NULL,              -- of these, failed or timed out
     losses INTEGER NOT NULL,                -- of these, ended by the loss of their worker
-    ready INTEGER NOT NULL,                 -- version of the event that last made the task ready, 0: none yet
+    lost JSON NOT NULL,                     -- which: ["attempt:worker", ...]
+    ready INTEGER NOT NULL,                 -- version of the event that last made the task ready, 0: it is not
+    spec INTEGER NOT NULL,                  -- version of the event with the submission that holds
+    gated BOOLEAN NOT NULL,                 -- it needs its queue's admission
     max_retries INTEGER NOT NULL,
     timeout_s DOUBLE,
+    queue_timeout_s DOUBLE,
+    heartbeat_timeout_s DOUBLE,
+    result_ttl_s DOUBLE,
     worker_id VARCHAR,                      -- who runs it, or ran its last attempt
     cancel_requested_by VARCHAR,
     cancel_reason VARCHAR,
+    pause_requested_by VARCHAR,
+    pause_reason VARCHAR,
     created_at TIMESTAMP NOT NULL,
-    scheduled_at TIMESTAMP,                 -- as asked for at submission
+    scheduled_at TIMESTAMP,                 -- as asked for
     due_at TIMESTAMP,                       -- when a scheduled or retrying task will be made ready
+    start_by TIMESTAMP,                     -- when a ready task that nobody started times out
     started_at TIMESTAMP,                   -- of the newest attempt
     completed_at TIMESTAMP,                 -- when it reached a final status, whichever
     updated_at TIMESTAMP NOT NULL,          -- time of its newest event
@@ -47,15 +57,24 @@ CREATE TABLE tasks (
     created_position BIGINT NOT NULL,
     position BIGINT NOT NULL,               -- of its newest event
     event_id VARCHAR NOT NULL,              -- of its newest event
+    tags JSON NOT NULL,                     -- ["...", ...]
+    metadata JSON NOT NULL,                 -- {"...": "...", ...}
     args JSON NOT NULL,
     kwargs JSON NOT NULL,
     input JSON,                             -- blob reference that stands for args and kwargs
     result JSON,
     output JSON,                            -- blob reference that stands for result
     error JSON,                             -- of the newest attempt that failed; none once completed
-    original_task_id VARCHAR,
-    origin VARCHAR,                         -- retry or replay
-    requested_by VARCHAR
+    original_task_id VARCHAR,               -- the task that this one repeats
+    origin VARCHAR,                         -- how: retry or replay
+    parent_task_id VARCHAR,                 -- the running task that spawned it
+    workflow_id VARCHAR,
+    node VARCHAR,                           -- which step of the workflow
+    schedule_id VARCHAR,                    -- the schedule whose tick it is
+    unique_key VARCHAR,
+    requested_by VARCHAR,
+    cleaned BOOLEAN NOT NULL,               -- its result was given up
+    erased BOOLEAN NOT NULL                 -- all that it carried was destroyed
 );
 
 -- Every execution of every task.
@@ -68,14 +87,14 @@ CREATE TABLE attempts (
     started_at TIMESTAMP NOT NULL,
     position BIGINT NOT NULL,               -- of its `started` event
     ended_at TIMESTAMP,
-    outcome VARCHAR,                        -- completed failed timed_out cancelled interrupted worker_lost; none: running
+    outcome VARCHAR,                        -- completed failed timed_out cancelled paused interrupted worker_lost; none: running
     error JSON
 );
 
 -- The log itself, for timelines, time travel and SQL.
 CREATE TABLE events (
     position BIGINT NOT NULL,
-    aggregate VARCHAR NOT NULL,             -- tasks or workers
+    aggregate VARCHAR NOT NULL,             -- tasks, workers, queues, ...
     aggregate_id VARCHAR NOT NULL,
     version INTEGER NOT NULL,
     type VARCHAR NOT NULL,
@@ -91,21 +110,37 @@ CREATE TABLE events (
     data JSON NOT NULL
 );
 
+-- Tables of states: one row for each worker, queue, ...; `state` is the whole of it as JSON, from which folding goes on.
+
 CREATE TABLE workers (
     worker_id VARCHAR PRIMARY KEY,
-    status VARCHAR NOT NULL,                -- ACTIVE or STOPPED; whether its process lives is a question to presence
     version INTEGER NOT NULL,
     event_id VARCHAR NOT NULL,
+    position BIGINT NOT NULL,
+    state JSON NOT NULL,
+    status VARCHAR NOT NULL,                -- ACTIVE PAUSED DRAINING STOPPED LOST; whether it lives is a question to presence
+    kind VARCHAR NOT NULL,                  -- process or http
     hostname VARCHAR NOT NULL,
     pid INTEGER NOT NULL,
     pool VARCHAR NOT NULL,
-    queues JSON NOT NULL,
+    queues JSON NOT NULL,                   -- those that it serves; empty: all of its pool
     capacity INTEGER NOT NULL,
     devices JSON NOT NULL,
-    registered_at TIMESTAMP NOT NULL,
-    stopped_at TIMESTAMP,
-    stop_reason VARCHAR,
-    position BIGINT NOT NULL
+    registered_at TIMESTAMP,
+    ended_at TIMESTAMP,
+    end_reason VARCHAR
+);
+
+-- Queues that were ever configured, paused or gated; others need no row.
+CREATE TABLE queues (
+    queue VARCHAR PRIMARY KEY,
+    version INTEGER NOT NULL,
+    event_id VARCHAR NOT NULL,
+    position BIGINT NOT NULL,
+    state JSON NOT NULL,
+    paused_by VARCHAR,
+    paused_reason VARCHAR,
+    limits JSON NOT NULL
 );
 
 -- What workers say they can run: the newest declaration of each task name.

@@ -35,7 +35,7 @@ from eventq.projections.fold import Write
 
 log = structlog.get_logger("eventq.store")
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Goes up with every change of ``schema.sql`` or of what the fold writes: older files are rebuilt, not migrated."""
 
 DAMAGED_KEPT = 3
@@ -54,6 +54,7 @@ COMPARED = {
     "tasks": "task_id",
     "attempts": "task_id || ' attempt ' || attempt",
     "workers": "worker_id",
+    "queues": "queue",
     "task_declarations": "name",
 }
 """The tables that a verification compares, which derive from EVENTS alone, each with what names a row of it."""

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from eventq.events.catalogue import BlobRef, ErrorInfo
+from eventq.events.data import BlobRef, ErrorInfo
 from eventq.events.task import Status
 
 

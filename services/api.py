@@ -10,6 +10,7 @@ from aiohttp import web
 from eventq.events.blobs import BlobStore
 from eventq.events.envelope import Trace
 from eventq.events.log import EventLog
+from eventq.events.submitter import Submitter
 from eventq.projections.freshness import Freshness
 from eventq.projections.projector import Projector
 from eventq.projections.queries import Queries
@@ -29,6 +30,7 @@ class Api:
     """One API process. ``allowed_hosts``: names without port; ``*`` admits all."""
 
     log: EventLog
+    submitter: Submitter
     projector: Projector
     queries: Queries
     freshness: Freshness

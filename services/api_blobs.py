@@ -10,7 +10,7 @@ from typing import Any
 from aiohttp import web
 
 from eventq.events.blob_keys import check_key
-from eventq.events.catalogue import BlobRef
+from eventq.events.data import BlobRef
 from eventq.events.errors import BlobDamaged, PayloadTooLarge
 from eventq.services.api import api_of
 from eventq.services.http_errors import BadRequest, RequestTimeout, UnsupportedMediaType

@@ -126,8 +126,8 @@ async def cancel_task(request: web.Request, path: TaskPath, body: CancelRequest 
     api = api_of(request)
     command = CancelTask(requested_by=requester(request), reason=None if body is None else body.reason)
     handled = await handle(api.log, path.task_id, command, source=SOURCE, trace=trace_of(request))
-    api.freshness.note_write(path.task_id, handled.task.version)
-    task = await _wait_until_finished(api, path.task_id, handled.task)
+    api.freshness.note_write(path.task_id, handled.state.version)
+    task = await _wait_until_finished(api, path.task_id, handled.state)
     answer = CancelAnswer(task_id=path.task_id, status=task.status, message=_cancel_message(task), version=task.version)
     return Reply(answer, status=200 if task.finished else 202, headers={"ETag": etag(task.version)})
 

@@ -15,8 +15,8 @@ from typing import Any
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
 
-from eventq.events.catalogue import TaskDeclaration
 from eventq.events.errors import InvalidInput, UnknownTask
+from eventq.events.worker_events import TaskDeclaration
 from eventq.services.http_invalid import describe
 
 DECLARATIONS_TTL_S = 1.0

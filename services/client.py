@@ -26,7 +26,7 @@ from urllib.parse import quote
 
 from pydantic import BaseModel
 
-from eventq.events.catalogue import BlobRef
+from eventq.events.data import BlobRef
 from eventq.events.errors import EventqError, Unavailable
 from eventq.services.answers import (
     AgainAnswer,
@@ -112,7 +112,7 @@ class Client:
         }
         body: Json = {"task_name": task_name, "task_args": list(args), "task_kwargs": dict(kwargs or {})}
         body |= {name: value for name, value in options.items() if value is not None}
-        return self._seen(await self._ask(SubmitAnswer, "POST", "/tasks", json=body))
+        return self._seen(await self.ask(SubmitAnswer, "POST", "/tasks", json=body))
 
     async def get(self, task_id: str, *, min_version: int | None = None, as_of: int | datetime | None = None) -> TaskAnswer:
         """The task, at least as new as what this client has seen of it. ``as_of``: as it was at a position or time."""
@@ -121,7 +121,7 @@ class Client:
             params["as_of"] = as_of.isoformat() if isinstance(as_of, datetime) else str(as_of)
         else:
             params["min_version"] = str(max(min_version or 0, self._versions.get(task_id, 0)))
-        answer = await self._ask(TaskAnswer, "GET", _task(task_id), params=params)
+        answer = await self.ask(TaskAnswer, "GET", _task(task_id), params=params)
         return answer if as_of is not None else self._seen(answer)
 
     async def wait(self, task_id: str, *, timeout_s: float | None = None) -> TaskAnswer:
@@ -164,40 +164,40 @@ class Client:
         }
         params = [(name, str(value)) for name, value in options.items() if value is not None]
         params += [("status", name) for name in ([status] if isinstance(status, str) else status)]
-        return await self._ask(TaskListAnswer, "GET", "/tasks", params=params)
+        return await self.ask(TaskListAnswer, "GET", "/tasks", params=params)
 
     async def cancel(self, task_id: str, *, reason: str | None = None) -> CancelAnswer:
         """Cancel it. ``status`` is still ``RUNNING`` in the answer where its worker has not stopped it yet."""
-        return self._seen(await self._ask(CancelAnswer, "POST", f"{_task(task_id)}/cancel", json={"reason": reason}))
+        return self._seen(await self.ask(CancelAnswer, "POST", f"{_task(task_id)}/cancel", json={"reason": reason}))
 
     async def retry(self, task_id: str) -> AgainAnswer:
         """Run a failed, cancelled or timed-out task again, as a new task that refers to it."""
-        return self._seen(await self._ask(AgainAnswer, "POST", f"{_task(task_id)}/retry"))
+        return self._seen(await self.ask(AgainAnswer, "POST", f"{_task(task_id)}/retry"))
 
     async def replay(self, task_id: str) -> AgainAnswer:
         """Run any finished task again, as a new task that refers to it."""
-        return self._seen(await self._ask(AgainAnswer, "POST", f"{_task(task_id)}/replay"))
+        return self._seen(await self.ask(AgainAnswer, "POST", f"{_task(task_id)}/replay"))
 
     async def timeline(self, task_id: str) -> TimelineAnswer:
         """The task's whole story: events, progress, log lines."""
         params = {"min_version": str(self._versions.get(task_id, 0))}
-        return await self._ask(TimelineAnswer, "GET", f"{_task(task_id)}/timeline", params=params)
+        return await self.ask(TimelineAnswer, "GET", f"{_task(task_id)}/timeline", params=params)
 
     async def compare(self, task_id: str, other_id: str) -> CompareAnswer:
         """What two tasks have in common, and how long each took."""
-        return await self._ask(CompareAnswer, "GET", f"{_task(task_id)}/compare/{quote(other_id, safe='')}")
+        return await self.ask(CompareAnswer, "GET", f"{_task(task_id)}/compare/{quote(other_id, safe='')}")
 
     async def health(self) -> HealthAnswer:
         """The server's health; ``status`` may be ``unhealthy``, which is an answer and not an error."""
-        return await self._ask(HealthAnswer, "GET", "/health", expected=(200, 503))
+        return await self.ask(HealthAnswer, "GET", "/health", expected=(200, 503))
 
     async def verify_projection(self) -> VerifyAnswer:
         """Whether the server's tables are the fold of the log (``equal``); takes as long as folding takes."""
-        return await self._ask(VerifyAnswer, "POST", "/projection/verify", timeout_s=None, stall_s=None)
+        return await self.ask(VerifyAnswer, "POST", "/projection/verify", timeout_s=None, stall_s=None)
 
     async def rebuild_projection(self) -> RebuildAnswer:
         """Make the server's tables anew from the log; takes as long as folding takes."""
-        return await self._ask(RebuildAnswer, "POST", "/projection/rebuild", timeout_s=None, stall_s=None)
+        return await self.ask(RebuildAnswer, "POST", "/projection/rebuild", timeout_s=None, stall_s=None)
 
     async def upload(
         self, source: bytes | Path | AsyncIterable[bytes], *, media_type: str = "application/octet-stream"
@@ -205,7 +205,7 @@ class Client:
         """Store a file. The answer is a reference that tasks take as input."""
         data = _chunks(source) if isinstance(source, Path) else BytesIO(source) if isinstance(source, bytes) else source
         headers = {"Content-Type": media_type}
-        return await self._ask(BlobRef, "POST", "/blobs", data=data, headers=headers, timeout_s=None)
+        return await self.ask(BlobRef, "POST", "/blobs", data=data, headers=headers, timeout_s=None)
 
     async def download(self, blob: BlobRef | str, target: Path) -> int:
         """Store a blob (by reference or key) in ``target``; answers its size in bytes.
@@ -237,7 +237,7 @@ class Client:
         except (ClientError, TimeoutError) as error:
             raise _unreachable(self._root, error) from error
 
-    async def _ask(
+    async def ask(
         self,
         answer: type[M],
         method: str,
@@ -248,6 +248,10 @@ class Client:
         expected: tuple[int, ...] = (),
         **options: Any,
     ) -> M:
+        """One call of the API, by its path below ``/api/v1``: the way of every method, also of the parts of this client.
+
+        ``expected``: refusals that are answers as well; ``options``: as aiohttp takes them. Raises what the API refuses.
+        """
         from aiohttp import ClientError
 
         timeout = _timeout(self._timeout_s if timeout_s == -1 else timeout_s, stall_s)

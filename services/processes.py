@@ -24,10 +24,14 @@ from eventq.events.ending import end
 from eventq.events.errors import LogUnavailable
 from eventq.events.ids import new_id
 from eventq.events.log import EventLog
+from eventq.events.timers import DUE, START_BY
 from eventq.services.child import announce_ready
-from eventq.services.promoter import Promoter
+from eventq.services.follower import Follower
+from eventq.services.promoter import SOURCE as SCHEDULER
+from eventq.services.promoter import Answer, Promoter
 from eventq.services.reconciler import Reconciler
 from eventq.services.settings import Settings
+from eventq.services.task_timers import TaskTimers
 
 log = structlog.get_logger("eventq.processes")
 
@@ -98,10 +102,11 @@ def collect_seldom() -> None:
 async def run_api(settings: Settings) -> int:
     """The HTTP API with the projector that feeds it. Ready once it listens; reads wait until the projection caught up."""
     from eventq.events.blobs import BlobStore
+    from eventq.events.submitter import Submitter
     from eventq.projections.projector import Projector
     from eventq.projections.queries import Queries
     from eventq.projections.store import Store
-    from eventq.services.api import Api
+    from eventq.services.api import SOURCE, Api
     from eventq.services.app import create_app
     from eventq.services.arguments import Declarations
     from eventq.services.http_guard import GuardedRunner
@@ -114,6 +119,7 @@ async def run_api(settings: Settings) -> int:
             queries = Queries(store)
             api = Api(
                 log=event_log,
+                submitter=Submitter(event_log, source=SOURCE),
                 projector=projector,
                 queries=queries,
                 freshness=projector.freshness,
@@ -141,12 +147,20 @@ async def run_api(settings: Settings) -> int:
 
 
 async def run_scheduler(settings: Settings) -> int:
-    """The promoter of due timers and the reconciler. Any number may run beside each other."""
+    """The promoter of due timers, and the duties that follow the log. Any number may run beside each other."""
     stop = stop_on_signals()
     async with open_log(settings, "scheduler") as event_log:
+        timers = TaskTimers(event_log, source=SCHEDULER)
+        answers: dict[tuple[str, str], Answer] = {
+            ("tasks", DUE): timers.promote,
+            ("tasks", START_BY): timers.expire_wait,
+        }
+        reconciler = Reconciler(event_log, lease_s=settings.lease_s)
+        follower = Follower(event_log.broker, [reconciler])
         duties = (
-            asyncio.create_task(Promoter(event_log).run(), name="promoter"),
-            asyncio.create_task(Reconciler(event_log, lease_s=settings.lease_s).run(), name="reconciler"),
+            asyncio.create_task(Promoter(event_log.broker, answers).run(), name="promoter"),
+            asyncio.create_task(follower.run(), name="follower"),
+            asyncio.create_task(reconciler.run(follower), name="reconciler"),
         )
         announce_ready()
         log.info("scheduler.ready")

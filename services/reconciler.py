@@ -1,14 +1,15 @@
 """Finds tasks that the log says are unfinished but that nobody will ever run, and sets them going again.
 
 Work items, timers and leases are hints; the log is the truth. Hints can be lost: a consumer deleted by hand, a purged
-timer, an event published past eventq. So this folds the log to what is unfinished and compares it with what the broker
-still has. What it does is decided by the rules like everything else, so doing it twice, or in two processes at once, or
-wrongly on stale facts, changes nothing.
+timer, an event published past eventq. So this duty of the follower folds the log to what is unfinished and compares it with
+what the broker still has. What it does is decided by the rules like everything else, so doing it twice, or in two processes
+at once, or wrongly on stale facts, changes nothing.
 
 | status               | lost when                                                                 | then              |
 |----------------------|---------------------------------------------------------------------------|-------------------|
 | PENDING              | its consumer is gone, or has the item behind it and nothing outstanding   | made ready again  |
-| RUNNING              | its worker has not claimed to hold it for three leases                    | attempt ended     |
+| PENDING              | nobody started it by ``start_by``, for longer than the grace time         | timed out         |
+| RUNNING, frozen      | its worker has not claimed to hold it for three leases                    | attempt ended     |
 | SCHEDULED, RETRYING  | due for longer than the grace time                                        | promoted          |
 """
 
@@ -22,19 +23,18 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import nats.errors
-import orjson
 import structlog
 from nats.js.errors import APIError, NotFoundError
 
 from eventq.events.bootstrap import PRESENCE_TTL_S
-from eventq.events.commands import Command, ExpireLease, PromoteTask, RequeueTask
-from eventq.events.errors import Conflict, Damaged, LogDamaged, TaskNotFound, Unavailable
+from eventq.events.commands import Command, ExpireLease, ExpireQueueWait, PromoteTask, RequeueTask
+from eventq.events.errors import Conflict, TaskNotFound, Unavailable
 from eventq.events.handle import handle
 from eventq.events.log import EventLog
 from eventq.events.presence import Heartbeat, present
-from eventq.events.reader import Message, Tail
 from eventq.events.subjects import EVENTS, Route, work_consumer
 from eventq.events.task import TERMINAL, Status, Task, from_summary
+from eventq.services.follower import Fact, Follower
 
 log = structlog.get_logger("eventq.reconciler")
 
@@ -79,47 +79,29 @@ class Reconciler:
         self._log = event_log
         self._lease_s = lease_s
         self._unfinished: dict[str, Unfinished] = {}
+        self.wake = asyncio.Event()
         self.repaired = 0
 
-    async def run(self) -> None:
-        """Follow the log and sweep. What it cannot read ends its work, not that of its process: the projector says so loudly,
-        and timers must go on."""
-        try:
-            await self._follow()
-        except Damaged as error:
-            log.error("reconciler.halted", code=error.code, error=error.detail)
-            await asyncio.Event().wait()
+    async def run(self, follower: Follower) -> None:
+        """Sweep every few seconds, whenever all of the log has been seen."""
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            await follower.until_caught_up()
+            await self._sweep_once()
 
-    async def _follow(self) -> None:
-        async with Tail(self._log.broker, EVENTS, after=0) as tail:
-            swept = time.monotonic()
-            while True:
-                batch = await tail.next(timeout_s=SWEEP_S)
-                for message in batch:
-                    self._note(message)
-                caught_up = not batch or batch[-1].pending == 0
-                if caught_up and time.monotonic() - swept >= SWEEP_S:
-                    await self._sweep_once()
-                    swept = time.monotonic()
-
-    def _note(self, message: Message) -> None:
-        tokens = message.subject.split(".")
-        if tokens[0] != "tasks":
+    def note(self, fact: Fact) -> None:
+        """See :class:`Duty`."""
+        if fact.kind != "tasks":
             return
-        try:
-            state: dict[str, Any] = orjson.loads(message.payload)["state"]
-            finished = Status(state["status"]) in TERMINAL
-        except (KeyError, ValueError, TypeError) as error:
-            raise LogDamaged(f"what is stored under {message.subject} is not an event: {error}") from error
-        if finished:
-            self._unfinished.pop(tokens[1], None)
+        if fact.state["status"] in TERMINAL:
+            self._unfinished.pop(fact.id, None)
             return
-        known = self._unfinished.get(tokens[1])
+        known = self._unfinished.get(fact.id)
         before = known.ready_position if known is not None else 0
-        position = message.position if len(tokens) == 7 else before
+        position = fact.position if fact.work else before
         # An event read from history happened then; this process's patience starts when the broker stored it.
-        age_s = max(0.0, time.time() - message.stored_ns / 1e9)
-        self._unfinished[tokens[1]] = Unfinished(state, position, time.monotonic() - age_s)
+        age_s = max(0.0, time.time() - fact.stored_ns / 1e9)
+        self._unfinished[fact.id] = Unfinished(fact.state, position, time.monotonic() - age_s)
 
     async def _sweep_once(self) -> None:
         try:
@@ -137,8 +119,8 @@ class Reconciler:
         due = [(task_id, u, from_summary(u.state)) for task_id, u in self._unfinished.items() if now - u.since > GRACE_S]
         if not due:
             return 0
-        facts = await self._consumer_facts({_route(t) for _, _, t in due if t.status is Status.PENDING})
-        workers = await present(self._log.broker) if any(t.status is Status.RUNNING for _, _, t in due) else {}
+        facts = await self._consumer_facts({_route(t) for _, _, t in due if t.status is Status.PENDING and not t.held})
+        workers = await present(self._log.broker) if any(t.in_hand for _, _, t in due) else {}
         repaired = 0
         for task_id, unfinished, task in due:
             command = self._remedy(task_id, unfinished, task, facts, workers)
@@ -154,22 +136,23 @@ class Reconciler:
         facts: dict[Route, ConsumerFacts | None],
         workers: dict[str, Heartbeat],
     ) -> Command | None:
+        now = datetime.now(UTC)
         match task.status:
-            case Status.PENDING:
+            case Status.PENDING if _overdue(task.start_by, now):
+                return ExpireQueueWait(now)
+            case Status.PENDING if not task.held:
                 consumer = facts[_route(task)]
                 lost = consumer is None or consumer.has_lost(unfinished.ready_position)
                 return RequeueTask(task.version) if lost else None
-            case Status.RUNNING:
+            case Status.RUNNING | Status.PAUSED if task.in_hand:
                 holder = workers.get(task.worker_id or "")
                 held = holder is not None and task_id in holder.running
                 patience_s = LEASES_MISSED * self._lease_s + GRACE_S
                 silent = time.monotonic() - unfinished.since > patience_s
                 settled = time.monotonic() - self._log.broker.reconnected_at > OUTAGE_GRACE_S
                 return ExpireLease(task.attempt) if silent and settled and not held else None
-            case Status.SCHEDULED | Status.RETRYING:
-                now = datetime.now(UTC)
-                overdue = task.due_at is not None and task.due_at + timedelta(seconds=GRACE_S) < now
-                return PromoteTask(task.version, now) if overdue else None
+            case Status.SCHEDULED | Status.RETRYING if _overdue(task.due_at, now):
+                return PromoteTask(task.version, now)
             case _:
                 return None
 
@@ -196,3 +179,7 @@ class Reconciler:
 
 def _route(task: Task) -> Route:
     return Route(task.pool, task.queue, task.priority)
+
+
+def _overdue(at: datetime | None, now: datetime) -> bool:
+    return at is not None and at + timedelta(seconds=GRACE_S) < now

@@ -12,8 +12,7 @@ import orjson
 import structlog
 from nats.js.errors import APIError
 
-from eventq.events.catalogue import BlobRef, Submitted, TaskDeclaration
-from eventq.events.commands import SubmitTask
+from eventq.events.data import BlobRef
 from eventq.events.envelope import Trace
 from eventq.events.errors import (
     IllegalTransition,
@@ -24,14 +23,14 @@ from eventq.events.errors import (
     Unavailable,
     UnknownTask,
 )
-from eventq.events.failpoints import failpoint
-from eventq.events.handle import handle, read_task
+from eventq.events.handle import read_task
 from eventq.events.ids import new_id
 from eventq.events.limits import INLINE_PAYLOAD_MAX_BYTES, SCHEDULE_AHEAD_MAX_S
 from eventq.events.subjects import EVENTS
 from eventq.events.task import ABSENT, Status, Task
-from eventq.events.timers import set_timer
-from eventq.services.api import SOURCE, Api
+from eventq.events.task_events import Submitted
+from eventq.events.worker_events import TaskDeclaration
+from eventq.services.api import Api
 from eventq.services.http_limits import PARSE_INLINE_MAX_BYTES
 
 RETRYABLE = frozenset({Status.FAILED, Status.TIMED_OUT, Status.CANCELLED})
@@ -125,14 +124,9 @@ async def repeat(api: Api, task_id: str, origin: str, requested_by: str, trace: 
 async def _store(api: Api, submitted: Submitted, now: datetime, trace: Trace) -> Accepted:
     task_id = new_id()
     structlog.contextvars.bind_contextvars(task_id=task_id)
-    if submitted.scheduled_at is not None:
-        await set_timer(api.log.broker, task_id, 1, submitted.scheduled_at)
-    command = SubmitTask(submitted, now)
-    failpoint("submit.before_append")
-    handled = await handle(api.log, task_id, command, source=SOURCE, trace=trace, task=ABSENT)
-    failpoint("submit.after_append")
-    api.freshness.note_write(task_id, handled.task.version)
-    return Accepted(task_id, now if handled.event is None else handled.event.time, submitted, handled.task)
+    handled = await api.submitter.submit(task_id, submitted, now=now, trace=trace)
+    api.freshness.note_write(task_id, handled.state.version)
+    return Accepted(task_id, now if handled.event is None else handled.event.time, submitted, handled.state)
 
 
 def _event(declaration: TaskDeclaration, wanted: Submission, stored_input: BlobRef | None) -> Submitted:

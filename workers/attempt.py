@@ -22,7 +22,6 @@ import structlog
 
 from eventq.events.blob_keys import output_key
 from eventq.events.blobs import BlobStore
-from eventq.events.catalogue import BlobRef, Submitted
 from eventq.events.commands import (
     Command,
     CompleteAttempt,
@@ -33,7 +32,8 @@ from eventq.events.commands import (
     StartAttempt,
     TimeOutAttempt,
 )
-from eventq.events.envelope import Trace, task_event
+from eventq.events.data import BlobRef
+from eventq.events.envelope import Trace, next_event
 from eventq.events.errors import Conflict, EventqError, LogDamaged, PayloadTooLarge, TaskNotFound, Unavailable, VersionConflict
 from eventq.events.failpoints import failpoint
 from eventq.events.handle import Handled, handle, read_task
@@ -41,8 +41,9 @@ from eventq.events.limits import INLINE_PAYLOAD_MAX_BYTES
 from eventq.events.log import EventLog
 from eventq.events.presence import present
 from eventq.events.retry import retry_delay_s
-from eventq.events.task import Status, Task, decide, from_summary
-from eventq.events.timers import set_timer
+from eventq.events.task import TASKS, Status, Task, decide, from_summary
+from eventq.events.task_events import Submitted
+from eventq.events.timers import DUE, Hint, set_timer
 from eventq.workers.acks import Acks
 from eventq.workers.execution import Execution, LoopHost
 from eventq.workers.outcome import Outcome, Raised, Returned, Stopped, StopReason, describe_error, raised
@@ -150,8 +151,14 @@ class Attempt:
         """Write the version after the ready event. The only read is the one after a lost race."""
         shop = self._shop
         command = StartAttempt(shop.worker_id, HOSTNAME, shop.device_label)
-        event, after = task_event(
-            self.task_id, self.task, decide(command, self.task)[0], source=shop.source, at=datetime.now(UTC), trace=self._trace
+        event, after = next_event(
+            TASKS,
+            self.task_id,
+            self.task,
+            decide(command, self.task)[0],
+            source=shop.source,
+            at=datetime.now(UTC),
+            trace=self._trace,
         )
         failpoint("attempt.before_start")
         try:
@@ -257,12 +264,12 @@ class Attempt:
             log.warning("attempt.stale_result_rejected", task_id=self.task_id, attempt=self.task.attempt, error=error.detail)
             return
         failpoint("attempt.after_outcome")
-        self._count(handled.task.status)
-        self._tell(handled.task, duration_s)
+        self._count(handled.state.status)
+        self._tell(handled.state, duration_s)
         await shop.acks.ack(self.delivery.lease)
         failpoint("attempt.after_ack")
 
-    async def _persist(self, command: Command) -> Handled:
+    async def _persist(self, command: Command) -> Handled[Task]:
         """Try for a while where the broker is away: work that is done should not be done again for a restart's sake."""
         for pause_s in REPORT_PAUSES_S:
             try:
@@ -275,7 +282,7 @@ class Attempt:
                 return stored
         return await self._append_outcome(command)
 
-    async def _outcome_in_log(self) -> Handled | None:
+    async def _outcome_in_log(self) -> Handled[Task] | None:
         try:
             stored = await self._shop.log.last("tasks", self.task_id, fresh=True)
         except Unavailable:
@@ -284,16 +291,18 @@ class Attempt:
             return None
         return Handled(from_summary(stored.event.state), stored.event, stored.position)
 
-    async def _append_outcome(self, command: Command) -> Handled:
+    async def _append_outcome(self, command: Command) -> Handled[Task]:
         """Set the timer first where the outcome may be a retry: dying in between leaves a timer that fires for nothing."""
         due_at = _due_at(command) if self.task.failures < self.task.max_retries else None
         if due_at is not None:
-            await set_timer(self._shop.log.broker, self.task_id, self.task.version + 1, due_at)
+            await set_timer(self._shop.log.broker, Hint("tasks", self.task_id, DUE, self.task.version + 1), due_at)
         handled = await handle(
             self._shop.log, self.task_id, command, source=self._shop.source, trace=self._trace, task=self.task
         )
-        if handled.task.due_at is not None and handled.task.version != self.task.version + 1:
-            await set_timer(self._shop.log.broker, self.task_id, handled.task.version, handled.task.due_at)
+        if handled.state.due_at is not None and handled.state.version != self.task.version + 1:
+            await set_timer(
+                self._shop.log.broker, Hint("tasks", self.task_id, DUE, handled.state.version), handled.state.due_at
+            )
         return handled
 
     async def _command(self, outcome: Outcome, function: TaskFunction, duration_s: float) -> Command:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from eventq.events.blob_keys import output_key
 from eventq.events.blobs import BlobStore
-from eventq.events.catalogue import BlobRef
+from eventq.events.data import BlobRef
 from eventq.events.errors import InvalidInput
 from eventq.events.limits import LOG_MESSAGE_MAX_CHARS
 from eventq.events.report import LogLine, Progress

@@ -14,7 +14,7 @@ from typing import Any
 import structlog
 
 from eventq.events.blobs import BlobStore
-from eventq.events.catalogue import ErrorInfo
+from eventq.events.data import ErrorInfo
 from eventq.events.ending import end
 from eventq.events.report import LogLine, Progress
 from eventq.workers.context import Context, TaskCancelled

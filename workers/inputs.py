@@ -19,7 +19,7 @@ from typing import IO, Self
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from eventq.events.blobs import BlobStore
-from eventq.events.catalogue import BlobRef
+from eventq.events.data import BlobRef
 from eventq.events.errors import InvalidInput, PayloadTooLarge
 from eventq.workers.fetch_policy import FetchPolicy, Network
 

@@ -6,7 +6,7 @@ import traceback
 from dataclasses import dataclass
 from enum import StrEnum
 
-from eventq.events.catalogue import ErrorInfo
+from eventq.events.data import ErrorInfo
 from eventq.events.errors import FetchRefused, InvalidInput, NotFound
 from eventq.events.limits import ERROR_MESSAGE_MAX_CHARS, TRACEBACK_MAX_CHARS
 from eventq.workers.text import clean, text_of

@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from eventq.events.catalogue import ErrorInfo
+from eventq.events.data import ErrorInfo
 from eventq.events.errors import EventqError
 from eventq.events.report import LogLine, Progress
 from eventq.workers.config import Isolation

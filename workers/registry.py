@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
-from eventq.events.catalogue import TaskDeclaration
 from eventq.events.errors import InvalidInput, UnknownTask
 from eventq.events.ids import check_name, check_pool, check_task_name
 from eventq.events.limits import PRIORITY_DEFAULT, PRIORITY_MAX, PRIORITY_MIN, RETRIES_MAX, TIMEOUT_MAX_S
 from eventq.events.retry import RetryPolicy
+from eventq.events.worker_events import TaskDeclaration
 from eventq.workers.context import Context
 from eventq.workers.signature import Signature, TaskDefinitionError
 

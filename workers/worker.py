@@ -16,9 +16,8 @@ import structlog
 
 from eventq.events.blobs import BlobStore
 from eventq.events.broker import Broker
-from eventq.events.catalogue import WorkerRegistered, WorkerStopped
 from eventq.events.ending import end
-from eventq.events.envelope import worker_event
+from eventq.events.envelope import next_event
 from eventq.events.errors import EventqError, LogDamaged, Unavailable
 from eventq.events.failpoints import failpoint
 from eventq.events.handle import read_task
@@ -26,8 +25,9 @@ from eventq.events.log import EventLog
 from eventq.events.presence import Heartbeat
 from eventq.events.reader import Tail
 from eventq.events.subjects import CANCEL_REQUESTS, EVENTS
-from eventq.events.worker import NO_WORKER
+from eventq.events.worker import NO_WORKER, WORKERS
 from eventq.events.worker import Worker as WorkerState
+from eventq.events.worker_events import WorkerRegistered, WorkerStopped
 from eventq.workers.acks import Acks
 from eventq.workers.attempt import HOSTNAME, Attempt, Counts, Workshop
 from eventq.workers.config import WorkerConfig
@@ -206,7 +206,9 @@ class Worker:
         await self._append(data)
 
     async def _append(self, data: WorkerRegistered | WorkerStopped) -> None:
-        event, after = worker_event(self.config.worker_id, self._state, data, source=self._shop.source, at=datetime.now(UTC))
+        event, after = next_event(
+            WORKERS, self.config.worker_id, self._state, data, source=self._shop.source, at=datetime.now(UTC)
+        )
         await self._log.append(event)
         self._state = after
 

@@ -12,11 +12,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from eventq.events.catalogue import Failed, Started
 from eventq.events.envelope import Event, decode
 from eventq.events.errors import Damaged
 from eventq.events.reader import Message
 from eventq.events.task import Status, Task, replay
+from eventq.events.task_events import Failed, Started
 from tests.events.history import ENDS_ATTEMPT, TERMINAL_TYPES
 from tests.events.history import violations as rule_violations
 

@@ -16,7 +16,6 @@ from typing import Any, Self
 
 from eventq.events.bootstrap import BrokerConfig, bootstrap
 from eventq.events.broker import Broker
-from eventq.events.catalogue import Submitted
 from eventq.events.commands import CancelTask, SubmitTask
 from eventq.events.ending import end
 from eventq.events.envelope import Event, decode
@@ -26,6 +25,7 @@ from eventq.events.log import EventLog
 from eventq.events.reader import Message, Tail
 from eventq.events.subjects import EVENTS, Route, work_consumer
 from eventq.events.task import ABSENT, TERMINAL, Status, Task, from_summary
+from eventq.events.task_events import Submitted
 from eventq.events.timers import set_timer
 from tests.chaos.checker import History, Projected, Visit, read_witness, violations
 from tests.chaos.process import Process

@@ -10,21 +10,11 @@ from typing import Any
 
 import pytest
 
-from eventq.events.catalogue import (
-    Cancelled,
-    CancelRequested,
-    Completed,
-    ErrorInfo,
-    EventData,
-    Failed,
-    Queued,
-    Retrying,
-    Started,
-    Submitted,
-)
-from eventq.events.envelope import Event, encode, task_event
+from eventq.events.data import ErrorInfo, EventData
+from eventq.events.envelope import Event, encode, next_event
 from eventq.events.reader import Message
-from eventq.events.task import ABSENT, Status, Task
+from eventq.events.task import ABSENT, TASKS, Status, Task
+from eventq.events.task_events import Cancelled, CancelRequested, Completed, Failed, Queued, Retrying, Started, Submitted
 from tests.chaos.checker import History, Projected, Visit, violations
 
 NOW = datetime(2026, 11, 21, 3, tzinfo=UTC)
@@ -44,7 +34,7 @@ def told(*steps: tuple[str, EventData], task_id: str = "t1") -> list[Event]:
     task: Task = ABSENT
     events: list[Event] = []
     for source, data in steps:
-        event, task = task_event(task_id, task, data, source=source, at=NOW)
+        event, task = next_event(TASKS, task_id, task, data, source=source, at=NOW)
         events.append(event)
     return events
 

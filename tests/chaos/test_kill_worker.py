@@ -6,8 +6,8 @@ import signal
 
 import pytest
 
-from eventq.events.catalogue import Completed
 from eventq.events.task import Status
+from eventq.events.task_events import Completed
 from tests.chaos.checker import violations
 from tests.chaos.process import Process
 from tests.chaos.site import Control, Site

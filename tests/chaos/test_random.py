@@ -16,9 +16,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from eventq.events.catalogue import Queued
 from eventq.events.ending import end
 from eventq.events.errors import Conflict, TaskNotFound, Unavailable
+from eventq.events.task_events import Queued
 from tests.chaos.process import Process
 from tests.chaos.site import LEASE_S, Control, Site
 from tests.chaos.test_kill_api import check_projection

@@ -5,20 +5,13 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from eventq.events.catalogue import (
-    CancelRequested,
-    ErrorInfo,
-    EventData,
-    Queued,
-    Retrying,
-    Started,
-    Submitted,
-    WorkerStopped,
-)
-from eventq.events.envelope import Event, task_event, worker_event
+from eventq.events.data import ErrorInfo, EventData
+from eventq.events.envelope import Event, next_event
 from eventq.events.ids import new_id
-from eventq.events.task import ABSENT, Task, replay
-from eventq.events.worker import NO_WORKER
+from eventq.events.task import ABSENT, TASKS, Task, replay
+from eventq.events.task_events import CancelRequested, Queued, Retrying, Started, Submitted
+from eventq.events.worker import NO_WORKER, WORKERS
+from eventq.events.worker_events import WorkerStopped
 
 NOW = datetime(2026, 11, 21, 3, 0, 0, 123456, tzinfo=UTC)
 LATER = NOW + timedelta(minutes=5)
@@ -49,9 +42,9 @@ def given(*history: EventData) -> Task:
 def ready_event(task_id: str | None = None, **changes: Any) -> Event:
     """The first event of a task that is ready: work, on the route of `submission`."""
     at = datetime.now(UTC)
-    return task_event(task_id or new_id(), ABSENT, submission(**changes), source="test", at=at)[0]
+    return next_event(TASKS, task_id or new_id(), ABSENT, submission(**changes), source="test", at=at)[0]
 
 
 def small_event() -> Event:
     """An event that is not work and belongs to an aggregate of its own: what load is made of."""
-    return worker_event(new_id(), NO_WORKER, WorkerStopped(reason="test"), source="test", at=datetime.now(UTC))[0]
+    return next_event(WORKERS, new_id(), NO_WORKER, WorkerStopped(reason="test"), source="test", at=datetime.now(UTC))[0]

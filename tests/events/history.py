@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 import orjson
 
-from eventq.events.catalogue import Queued, Started, Submitted
 from eventq.events.envelope import Event
 from eventq.events.limits import LOSSES_MAX
 from eventq.events.task import from_summary, replay
+from eventq.events.task_events import Queued, Started, Submitted
 
 TERMINAL_TYPES = {"completed", "failed", "timed_out", "cancelled"}
 ENDS_ATTEMPT = {"retrying", "queued"} | TERMINAL_TYPES

@@ -19,7 +19,6 @@ from eventq.events import appender
 from eventq.events.appender import PipelinedAppender
 from eventq.events.bootstrap import BrokerConfig, bootstrap
 from eventq.events.broker import Broker
-from eventq.events.catalogue import WorkerStopped
 from eventq.events.commands import CancelTask
 from eventq.events.envelope import Event, encode
 from eventq.events.errors import LogFull, LogUnavailable, VersionConflict
@@ -27,6 +26,7 @@ from eventq.events.handle import handle
 from eventq.events.ids import new_id
 from eventq.events.log import EventLog
 from eventq.events.subjects import EVENTS, version_check
+from eventq.events.worker_events import WorkerStopped
 from tests.events.given import ready_event, small_event
 from tests.events.stored import ids, settle, stored
 from tests.support.fast_ingest import FastIngest

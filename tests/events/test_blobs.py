@@ -13,7 +13,7 @@ import pytest
 
 from eventq.events.blob_keys import check_key, output_key, upload_key
 from eventq.events.blobs import BlobStore
-from eventq.events.catalogue import BlobRef
+from eventq.events.data import BlobRef
 from eventq.events.errors import BlobDamaged, BlobNotFound, InvalidInput, PayloadTooLarge
 
 MIB = 1024 * 1024

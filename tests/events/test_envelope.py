@@ -13,12 +13,14 @@ import pytest
 from hypothesis import given as for_all
 
 from eventq.events import catalogue
-from eventq.events.catalogue import CATALOGUE, Completed, EventData, EventType, Submitted, read_data
-from eventq.events.envelope import Event, Trace, decode, encode, task_event
+from eventq.events.catalogue import CATALOGUE, EventType, read_data
+from eventq.events.data import EventData
+from eventq.events.envelope import Event, Trace, decode, encode, next_event
 from eventq.events.errors import LogDamaged, PayloadTooLarge, UnknownEvent
 from eventq.events.limits import EVENT_MAX_BYTES
 from eventq.events.subjects import Route
-from eventq.events.task import ABSENT, from_summary
+from eventq.events.task import ABSENT, TASKS, from_summary
+from eventq.events.task_events import Completed, Submitted
 from tests.events.given import ERROR, LATER, NOW, STARTED, SUBMITTED, given, submission
 from tests.golden.examples import lives
 
@@ -49,7 +51,7 @@ TRACES = st.builds(Trace, st.none() | TOKENS, st.none() | TOKENS, st.none() | TO
 
 @for_all(SUBMISSIONS, TOKENS, TIMES, TRACES)
 def test_an_event_comes_back_as_it_went(data: Submitted, task_id: str, at: datetime, trace: Trace) -> None:
-    event, task = task_event(task_id, ABSENT, data, source="api", at=at, trace=trace)
+    event, task = next_event(TASKS, task_id, ABSENT, data, source="api", at=at, trace=trace)
 
     found = decode(encode(event), event.subject)
 
@@ -61,7 +63,7 @@ def test_an_event_comes_back_as_it_went(data: Submitted, task_id: str, at: datet
 @for_all(JSON, st.floats(0, 1e6))
 def test_a_result_comes_back_as_it_went(result: Any, duration_s: float) -> None:
     task = given(SUBMITTED, STARTED)
-    event, _ = task_event("t1", task, Completed(result=result, duration_s=duration_s), source="worker.w1", at=NOW)
+    event, _ = next_event(TASKS, "t1", task, Completed(result=result, duration_s=duration_s), source="worker.w1", at=NOW)
 
     found = decode(encode(event), event.subject).data
 
@@ -70,7 +72,7 @@ def test_a_result_comes_back_as_it_went(result: Any, duration_s: float) -> None:
 
 
 def a_ready_event() -> Event:
-    return task_event("t1", ABSENT, SUBMITTED, source="api", at=NOW)[0]
+    return next_event(TASKS, "t1", ABSENT, SUBMITTED, source="api", at=NOW)[0]
 
 
 def test_a_ready_event_is_work_and_says_for_whom() -> None:
@@ -79,7 +81,7 @@ def test_a_ready_event_is_work_and_says_for_whom() -> None:
 
 
 def test_a_scheduled_event_is_no_work() -> None:
-    event, _ = task_event("t1", ABSENT, submission(scheduled_at=LATER), source="api", at=NOW)
+    event, _ = next_event(TASKS, "t1", ABSENT, submission(scheduled_at=LATER), source="api", at=NOW)
     assert event.subject == "tasks.t1.1.submitted"
 
 
@@ -173,7 +175,7 @@ def test_a_flipped_bit_is_noticed_or_harmless(data: st.DataObject) -> None:
 
 def test_an_event_may_have_256_kib_and_not_a_byte_more() -> None:
     def event_of(length: int) -> Event:
-        return task_event("t1", ABSENT, submission(args=["x" * length]), source="api", at=NOW)[0]
+        return next_event(TASKS, "t1", ABSENT, submission(args=["x" * length]), source="api", at=NOW)[0]
 
     room = EVENT_MAX_BYTES - len(encode(event_of(0)))
     assert len(encode(event_of(room))) == EVENT_MAX_BYTES
@@ -184,7 +186,7 @@ def test_an_event_may_have_256_kib_and_not_a_byte_more() -> None:
 
 def test_times_are_written_in_utc_whatever_their_zone() -> None:
     berlin = datetime(2026, 11, 21, 4, 0, tzinfo=timezone(timedelta(hours=1)))
-    event, _ = task_event("t1", ABSENT, submission(scheduled_at=berlin), source="api", at=NOW)
+    event, _ = next_event(TASKS, "t1", ABSENT, submission(scheduled_at=berlin), source="api", at=NOW)
     found = decode(encode(event), event.subject).data
     assert isinstance(found, Submitted)
     assert found.scheduled_at == datetime(2026, 11, 21, 3, 0, tzinfo=UTC)
@@ -221,7 +223,7 @@ def test_a_whole_event_of_an_older_schema_is_read(monkeypatch: pytest.MonkeyPatc
     steps: dict[int, catalogue.Upcaster] = {
         1: lambda data: {"worker_id": data["worker_id"], "node": data["hostname"], "device": data["device"]}
     }
-    event, _ = task_event("t1", given(SUBMITTED), STARTED, source="worker.w1", at=NOW)
+    event, _ = next_event(TASKS, "t1", given(SUBMITTED), STARTED, source="worker.w1", at=NOW)
     payload = encode(event)
     monkeypatch.setitem(CATALOGUE, ("tasks", "started"), EventType("tasks", "started", Renamed, 2, steps))
 

@@ -18,7 +18,6 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from eventq.events import envelope
 from eventq.events import task as rules
-from eventq.events.catalogue import EventData, Submitted
 from eventq.events.commands import (
     CancelTask,
     Command,
@@ -33,9 +32,11 @@ from eventq.events.commands import (
     SubmitTask,
     TimeOutAttempt,
 )
-from eventq.events.envelope import Event, decode, encode, task_event
+from eventq.events.data import EventData
+from eventq.events.envelope import Event, decode, encode, next_event
 from eventq.events.errors import IllegalTransition, StaleAttempt
-from eventq.events.task import ABSENT, ACCEPTS, Status, Task, from_summary, summary
+from eventq.events.task import ABSENT, ACCEPTS, TASKS, Status, Task, from_summary, summary
+from eventq.events.task_events import Submitted
 from tests.events.given import ERROR, NOW, submission
 from tests.events.history import TERMINAL_TYPES, violations
 
@@ -148,7 +149,7 @@ class TaskLife(RuleBasedStateMachine):
         """Send what was decided: at once, or again after everybody else went on."""
         if (decision := self.pending.get(actor)) is None:
             return
-        event, after = task_event("t1", decision.view, decision.data, source=actor, at=decision.at)
+        event, after = next_event(TASKS, "t1", decision.view, decision.data, source=actor, at=decision.at)
         current = self.fold()
         if not self.store(event):
             return
@@ -262,7 +263,7 @@ def test_a_broken_rule_is_caught(breaking: Callable[[pytest.MonkeyPatch], None],
 def a_history(*data: EventData) -> list[Event]:
     task, events = ABSENT, list[Event]()
     for each in data:
-        event, task = task_event("t1", task, each, source="test", at=NOW)
+        event, task = next_event(TASKS, "t1", task, each, source="test", at=NOW)
         events.append(event)
     return events
 

@@ -7,19 +7,6 @@ from datetime import timedelta
 
 import pytest
 
-from eventq.events.catalogue import (
-    Cancelled,
-    CancelRequested,
-    Completed,
-    ErrorInfo,
-    EventData,
-    Failed,
-    Queued,
-    Retrying,
-    Started,
-    TimedOut,
-    WorkerStopped,
-)
 from eventq.events.commands import (
     CancelTask,
     Command,
@@ -34,9 +21,12 @@ from eventq.events.commands import (
     SubmitTask,
     TimeOutAttempt,
 )
+from eventq.events.data import ErrorInfo, EventData
 from eventq.events.errors import IllegalTransition, StaleAttempt
 from eventq.events.limits import LOSSES_MAX
 from eventq.events.task import ABSENT, ACCEPTS, TERMINAL, Status, Task, decide, evolve, from_summary, makes_ready, summary
+from eventq.events.task_events import Cancelled, CancelRequested, Completed, Failed, Queued, Retrying, Started, TimedOut
+from eventq.events.worker_events import WorkerStopped
 from tests.events.given import (
     CANCEL_REQUESTED,
     DUE,

@@ -4,29 +4,25 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from eventq.events.catalogue import (
-    TYPE_OF,
-    BlobRef,
+from eventq.events.catalogue import TYPE_OF
+from eventq.events.data import BlobRef, ErrorInfo, EventData
+from eventq.events.envelope import Event, Trace
+from eventq.events.retry import RetryPolicy
+from eventq.events.subjects import Route
+from eventq.events.task import ABSENT, evolve, makes_ready, summary
+from eventq.events.task_events import (
     Cancelled,
     CancelRequested,
     Completed,
-    ErrorInfo,
-    EventData,
     Failed,
     Queued,
     Retrying,
     Started,
     Submitted,
-    TaskDeclaration,
     TimedOut,
-    WorkerRegistered,
-    WorkerStopped,
 )
-from eventq.events.envelope import Event, Trace
-from eventq.events.retry import RetryPolicy
-from eventq.events.subjects import Route
-from eventq.events.task import ABSENT, evolve, makes_ready, summary
 from eventq.events.worker import NO_WORKER, evolve_worker, worker_summary
+from eventq.events.worker_events import TaskDeclaration, WorkerRegistered, WorkerStopped
 
 START = datetime(2026, 11, 21, 3, 0, 0, 123456, tzinfo=UTC)
 TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"

@@ -15,7 +15,6 @@ import orjson
 from nats.js.errors import APIError
 
 from eventq.events.broker import Broker
-from eventq.events.catalogue import ErrorInfo, EventData, Submitted, TaskDeclaration, WorkerRegistered, WorkerStopped
 from eventq.events.commands import (
     CancelTask,
     Command,
@@ -30,14 +29,17 @@ from eventq.events.commands import (
     SubmitTask,
     TimeOutAttempt,
 )
-from eventq.events.envelope import Event, encode, task_event, worker_event
+from eventq.events.data import ErrorInfo, EventData
+from eventq.events.envelope import Event, encode, next_event
 from eventq.events.errors import IllegalTransition
 from eventq.events.reader import Message
 from eventq.events.report import Log, Progress
 from eventq.events.retry import RetryPolicy
 from eventq.events.subjects import EVENTS, PROGRESS
-from eventq.events.task import ABSENT, Task, decide
-from eventq.events.worker import NO_WORKER, Worker
+from eventq.events.task import ABSENT, TASKS, Task, decide
+from eventq.events.task_events import Submitted
+from eventq.events.worker import NO_WORKER, WORKERS, Worker
+from eventq.events.worker_events import TaskDeclaration, WorkerRegistered, WorkerStopped
 from eventq.projections.applier import Applier, Checkpoint, Target
 from eventq.projections.projector import Projector
 from eventq.projections.store import COMPARED, Store
@@ -69,7 +71,7 @@ class History:
         """Append task events with these data."""
         for data in history:
             self._tick()
-            event, after = task_event(task_id, self.tasks.get(task_id, ABSENT), data, source="test", at=self.now)
+            event, after = next_event(TASKS, task_id, self.tasks.get(task_id, ABSENT), data, source="test", at=self.now)
             self.tasks[task_id] = after
             self.events.append(event)
         return self.tasks[task_id]
@@ -78,7 +80,9 @@ class History:
         """Append worker events with these data."""
         for data in history:
             self._tick()
-            event, after = worker_event(worker_id, self.workers.get(worker_id, NO_WORKER), data, source="test", at=self.now)
+            event, after = next_event(
+                WORKERS, worker_id, self.workers.get(worker_id, NO_WORKER), data, source="test", at=self.now
+            )
             self.workers[worker_id] = after
             self.events.append(event)
 

@@ -14,11 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eventq.events.catalogue import BlobRef, Completed, Failed, Queued, Retrying, Started, WorkerStopped
+from eventq.events.data import BlobRef
 from eventq.events.errors import LogDamaged, UnknownEvent
 from eventq.events.reader import Message
 from eventq.events.report import Log, LogLine, Progress
 from eventq.events.task import Task, replay
+from eventq.events.task_events import Completed, Failed, Queued, Retrying, Started
+from eventq.events.worker_events import WorkerStopped
 from eventq.projections import applier as applier_module
 from eventq.projections.fold import TASK_FIXED, TASK_MOVING, TASK_OUTCOME
 from eventq.projections.store import Store

@@ -10,12 +10,12 @@ import pytest
 
 from eventq.events.bootstrap import BrokerConfig, bootstrap
 from eventq.events.broker import Broker
-from eventq.events.catalogue import Completed, Started
 from eventq.events.envelope import encode
 from eventq.events.errors import ProjectionLagging
 from eventq.events.report import Log, LogLine, Progress
 from eventq.events.reporting import publish_report
 from eventq.events.subjects import EVENTS, PROGRESS
+from eventq.events.task_events import Completed, Started
 from eventq.projections.projector import Projector
 from eventq.projections.queries import Queries
 from eventq.projections.store import ProjectionDamaged, Store

@@ -7,10 +7,10 @@ from datetime import timedelta
 
 import pytest
 
-from eventq.events.catalogue import CancelRequested, Completed, Retrying, Started
 from eventq.events.errors import InvalidInput
 from eventq.events.report import Log, LogLine, Progress
 from eventq.events.task import Status
+from eventq.events.task_events import CancelRequested, Completed, Retrying, Started
 from eventq.projections.queries import SORTABLE, Queries, TaskFilter, TaskRow
 from eventq.projections.store import Store
 from tests.projections.support import ERROR, NOW, History, new_applier, random_history, registered, report_message, submission

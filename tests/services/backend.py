@@ -15,20 +15,22 @@ from aiohttp.test_utils import TestClient
 from eventq.events.blobs import BlobStore
 from eventq.events.bootstrap import BrokerConfig, bootstrap
 from eventq.events.broker import Broker
-from eventq.events.catalogue import ErrorInfo, TaskDeclaration, WorkerRegistered
 from eventq.events.commands import Command, CompleteAttempt, ConfirmCancel, FailAttempt, StartAttempt
-from eventq.events.envelope import worker_event
+from eventq.events.data import ErrorInfo
+from eventq.events.envelope import next_event
 from eventq.events.handle import handle
 from eventq.events.log import EventLog
 from eventq.events.retry import RetryPolicy
 from eventq.events.subjects import EVENTS
+from eventq.events.submitter import Submitter
 from eventq.events.task import Task
-from eventq.events.worker import NO_WORKER
+from eventq.events.worker import NO_WORKER, WORKERS
+from eventq.events.worker_events import TaskDeclaration, WorkerRegistered
 from eventq.projections.freshness import Freshness
 from eventq.projections.projector import Projector
 from eventq.projections.queries import Queries
 from eventq.projections.store import Store
-from eventq.services.api import Api
+from eventq.services.api import SOURCE, Api
 from eventq.services.app import create_app
 from eventq.services.arguments import Declarations
 from eventq.services.http_limits import HttpLimits
@@ -97,6 +99,7 @@ class Backend:
         stack.callback(queries.close)
         api = Api(
             log=log,
+            submitter=Submitter(log, source=SOURCE),
             projector=projector,
             queries=queries,
             freshness=freshness,
@@ -124,13 +127,13 @@ class Backend:
         data = WorkerRegistered(
             hostname="host", pid=1, pool="cpu", queues=["default"], capacity=1, devices=["cpu"], tasks=[RESIZE, ECHO]
         )
-        event, _ = worker_event(WORKER_ID, NO_WORKER, data, source=f"worker.{WORKER_ID}", at=datetime.now(UTC))
+        event, _ = next_event(WORKERS, WORKER_ID, NO_WORKER, data, source=f"worker.{WORKER_ID}", at=datetime.now(UTC))
         await self.log.append(event)
         await self.api.freshness.wait_for_position(await self.last_position(), 10)
 
     async def command(self, task_id: str, command: Command) -> Task:
         """What a worker (or another replica) writes."""
-        return (await handle(self.log, task_id, command, source=f"worker.{WORKER_ID}")).task
+        return (await handle(self.log, task_id, command, source=f"worker.{WORKER_ID}")).state
 
     async def begin(self, task_id: str) -> Task:
         """The worker starts an attempt."""

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from eventq.events.catalogue import TaskDeclaration
 from eventq.events.errors import InvalidInput, UnknownTask
 from eventq.events.retry import RetryPolicy
+from eventq.events.worker_events import TaskDeclaration
 from eventq.services.arguments import Declarations
 
 RESIZE = TaskDeclaration(

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from eventq.events.catalogue import Queued
 from eventq.events.commands import PromoteTask
 from eventq.events.handle import handle
 from eventq.events.ids import new_id
 from eventq.events.subjects import TIMER_CONSUMER, TIMERS, due_subject, timer_subject
 from eventq.events.task import Status
+from eventq.events.task_events import Queued
 from eventq.events.timers import set_timer
 from eventq.services.promoter import Promoter
 from tests.chaos.site import Control, Site

@@ -12,12 +12,12 @@ import pytest
 from nats.aio.msg import Msg
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
-from eventq.events.catalogue import Queued, Submitted
-from eventq.events.envelope import encode, task_event
+from eventq.events.envelope import encode, next_event
 from eventq.events.ids import new_id
 from eventq.events.presence import leave, present
 from eventq.events.subjects import EVENTS, TIMERS, Route, work_consumer, work_filter
-from eventq.events.task import ABSENT, Status
+from eventq.events.task import ABSENT, TASKS, Status
+from eventq.events.task_events import Queued, Submitted
 from eventq.services import reconciler as module
 from eventq.services.reconciler import Reconciler
 from eventq.workers.lease_keeper import IN_PROGRESS
@@ -160,7 +160,7 @@ async def test_an_event_published_past_eventq_to_a_queue_without_consumer_is_fou
     await site.workers(1, queues="default,orphans")
     task_id = new_id()
     submitted = Submitted(task_name="chaos.quick", pool="cpu", queue="orphans", priority=7, max_retries=0)
-    event, _ = task_event(task_id, ABSENT, submitted, source="test", at=datetime.now(UTC))
+    event, _ = next_event(TASKS, task_id, ABSENT, submitted, source="test", at=datetime.now(UTC))
     assert event.route == route
     await control.broker.js.publish(event.subject, encode(event))
     async with running(control):

@@ -6,9 +6,9 @@ import asyncio
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from eventq.events.catalogue import WorkerRegistered
-from eventq.events.envelope import worker_event
-from eventq.events.worker import NO_WORKER
+from eventq.events.envelope import next_event
+from eventq.events.worker import NO_WORKER, WORKERS
+from eventq.events.worker_events import WorkerRegistered
 
 if TYPE_CHECKING:
     from tests.services.backend import Backend
@@ -26,7 +26,7 @@ async def test_a_task_declared_an_instant_ago_is_known(backend: Backend) -> None
         devices=["cpu"],
         tasks=[ECHO.model_copy(update={"name": "newborn"})],
     )
-    event, _ = worker_event("cpu-2", NO_WORKER, declared, source="worker.cpu-2", at=datetime.now(UTC))
+    event, _ = next_event(WORKERS, "cpu-2", NO_WORKER, declared, source="worker.cpu-2", at=datetime.now(UTC))
     async with backend.projector.paused():
         await backend.log.append(event)
         submitting = asyncio.create_task(backend.post("/tasks", {"task_name": "newborn"}))

@@ -11,14 +11,15 @@ from typing import Any
 import pytest
 
 from eventq.events.blobs import BlobStore
-from eventq.events.catalogue import BlobRef, Completed, Failed, Queued
 from eventq.events.commands import CompleteAttempt, StartAttempt
+from eventq.events.data import BlobRef
 from eventq.events.envelope import decode
 from eventq.events.errors import LogUnavailable, Unavailable
 from eventq.events.handle import handle
 from eventq.events.log import EventLog
 from eventq.events.subjects import EVENTS, work_consumer
 from eventq.events.task import Status, Task
+from eventq.events.task_events import Completed, Failed, Queued
 from eventq.workers.acks import Acks
 from eventq.workers.attempt import Attempt, Workshop
 from eventq.workers.config import Isolation

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 from pydantic import TypeAdapter
 
-from eventq.events.catalogue import BlobRef
+from eventq.events.data import BlobRef
 from eventq.events.errors import InvalidInput, PayloadTooLarge
 from eventq.workers.builtin.image_operations import PIXELS_MAX, Resize, resized, rotated
 from eventq.workers.builtin.image_processing import image_processing

@@ -10,12 +10,13 @@ from importlib.util import find_spec
 import pytest
 from nats.aio.msg import Msg
 
-from eventq.events.catalogue import Completed, Failed, Started, WorkerRegistered
 from eventq.events.envelope import decode
 from eventq.events.limits import LOSSES_MAX, PROGRESS_PER_SECOND_MAX
 from eventq.events.reader import Tail
 from eventq.events.report import Progress, Report, decode_report
 from eventq.events.subjects import EVENTS, PROGRESS, Route, progress_subject, work_consumer
+from eventq.events.task_events import Completed, Failed, Started
+from eventq.events.worker_events import WorkerRegistered
 from eventq.workers.lease_keeper import IN_PROGRESS
 from tests.chaos.process import Process
 from tests.chaos.site import PATIENCE_S, Control, Site

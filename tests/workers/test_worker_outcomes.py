@@ -9,9 +9,9 @@ import orjson
 import pytest
 
 from eventq.events.blobs import BlobStore
-from eventq.events.catalogue import Completed, Failed, Retrying
 from eventq.events.limits import INLINE_PAYLOAD_MAX_BYTES
 from eventq.events.task import Status
+from eventq.events.task_events import Completed, Failed, Retrying
 from tests.chaos.process import Process
 from tests.chaos.site import Control, Site
 

@@ -8,10 +8,11 @@ from functools import partial
 
 import pytest
 
-from eventq.events.catalogue import Cancelled, Completed, Queued, Retrying, TimedOut, WorkerStopped
 from eventq.events.envelope import decode
 from eventq.events.errors import IllegalTransition
 from eventq.events.task import Status
+from eventq.events.task_events import Cancelled, Completed, Queued, Retrying, TimedOut
+from eventq.events.worker_events import WorkerStopped
 from tests.chaos.process import Process
 from tests.chaos.site import Control, Site
 from tests.support.poll import eventually

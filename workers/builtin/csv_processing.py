@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from eventq.events.catalogue import BlobRef
+from eventq.events.data import BlobRef
 from eventq.events.errors import InvalidInput
 from eventq.workers.builtin.column_statistics import ColumnStatistics
 from eventq.workers.builtin.csv_reading import COLUMNS_MAX, CountedFile, find_dialect, read_records, read_sample

@@ -1,0 +1,92 @@
+"""How the states of queues, workers and other kinds stand in tables: one row each, which holds the state whole.
+
+Tasks are too many and too large for that: ``fold`` writes of them what changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Generic
+
+import orjson
+
+from eventq.events.aggregate import Aggregate, S
+from eventq.events.queue import QUEUES, Queue
+from eventq.events.worker import WORKERS, Worker
+
+Row = tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StateTable(Generic[S]):
+    """The table of one kind. ``id_column``: its primary key; ``columns`` and ``values``: what can be asked for by SQL."""
+
+    kind: Aggregate[S]
+    name: str
+    id_column: str
+    columns: tuple[str, ...]
+    values: Callable[[S], Row]
+
+    @property
+    def all_columns(self) -> tuple[str, ...]:
+        """Every column, in the order of :meth:`row`. ``state``: the whole, from which folding goes on."""
+        return (self.id_column, "version", "event_id", "position", "state", *self.columns)
+
+    def row(self, aggregate_id: str, state: S, position: int) -> Row:
+        """The row of one of them. ``position``: of its newest event."""
+        whole = to_json(self.kind.summary(state))
+        return (aggregate_id, state.version, state.event_id, position, whole, *self.values(state))
+
+
+def naive(at: datetime) -> datetime:
+    """An aware time as the tables hold it: UTC without saying so."""
+    return (at if at.tzinfo is UTC else at.astimezone(UTC)).replace(tzinfo=None)
+
+
+def to_json(value: Any) -> str:
+    """``value`` as JSON text."""
+    return orjson.dumps(value).decode()
+
+
+def _time(at: datetime | None) -> datetime | None:
+    return None if at is None else naive(at)
+
+
+def _worker(worker: Worker) -> Row:
+    return (
+        worker.status.value, worker.kind, worker.hostname, worker.pid, worker.pool, to_json(worker.queues), worker.capacity,
+        to_json(worker.devices), _time(worker.registered_at), _time(worker.ended_at), worker.end_reason,
+    )  # fmt: skip
+
+
+def _queue(queue: Queue) -> Row:
+    return (queue.paused_by, queue.paused_reason, queue.limits.model_dump_json())
+
+
+_TABLES: tuple[StateTable[Any], ...] = (
+    StateTable(
+        WORKERS,
+        "workers",
+        "worker_id",
+        (
+            "status",
+            "kind",
+            "hostname",
+            "pid",
+            "pool",
+            "queues",
+            "capacity",
+            "devices",
+            "registered_at",
+            "ended_at",
+            "end_reason",
+        ),
+        _worker,
+    ),
+    StateTable(QUEUES, "queues", "queue", ("paused_by", "paused_reason", "limits"), _queue),
+)
+
+TABLE_OF: dict[str, StateTable[Any]] = {table.kind.name: table for table in _TABLES}
+"""By the first token of a kind's subjects."""
