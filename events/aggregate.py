@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Generic, Protocol, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from eventq.events.data import EventData
-from eventq.events.errors import NotFound
+from eventq.events.errors import NotFound, UnknownEvent
 from eventq.events.subjects import Route
 
 
@@ -82,14 +82,21 @@ def modelled(
     not_found: Callable[[str], NotFound],
     creates: tuple[type, ...],
 ) -> Aggregate[M]:
-    """A kind whose state is a pydantic model."""
+    """A kind whose state is a pydantic model. Reading a state that a newer program wrote raises ``UnknownEvent``."""
+
+    def from_summary(state: dict[str, Any]) -> M:
+        try:
+            return model.model_validate(state)
+        except ValidationError as error:
+            raise UnknownEvent(f"the state in {name} was written by a newer version of eventq: {error}") from error
+
     return Aggregate(
         name=name,
         absent=model(),
         decide=decide,
         evolve=evolve,
         summary=lambda state: state.model_dump(mode="json", exclude_defaults=True),
-        from_summary=model.model_validate,
+        from_summary=from_summary,
         not_found=not_found,
         creates=creates,
     )

@@ -305,6 +305,8 @@ def _end_attempt(report: AttemptReport, task: Task) -> EventData:
         case ConfirmPause():
             if task.pause_requested_by is None:
                 raise _refused(report, task, "nobody asked to pause")
+            if task.cancel_requested_by is not None and not report.frozen:
+                return _cancelled(task)  # it was asked for later, and nobody is left who could confirm it
             return _paused(task, frozen=report.frozen)
         case FailAttempt():
             return _retry(report, task, report.error, "error") or Failed(
@@ -531,9 +533,13 @@ def _specified(task: Task, wanted: Submitted, at: datetime, version: int, event_
 
 
 def _updated(task: Task, data: Updated, at: datetime, version: int, event_id: str) -> Task:
-    """As newly submitted, but that a paused task stays paused, and that an unchanged wait is not begun anew."""
-    same_wait = data.submission.queue_timeout_s == task.queue_timeout_s
-    after = _specified(task if same_wait else task._replace(start_by=None), data.submission, at, version, event_id)
+    """As newly submitted, but that a paused task stays paused, that an unchanged wait is not begun anew, and that a queue's
+    gate is not passed by (also where the queue got its limits after the submission)."""
+    wanted = data.submission
+    if task.gated and wanted.queue == task.queue:
+        wanted = wanted.model_copy(update={"gated": True})
+    same_wait = wanted.queue_timeout_s == task.queue_timeout_s
+    after = _specified(task if same_wait else task._replace(start_by=None), wanted, at, version, event_id)
     if task.status is not Status.PAUSED:
         return after
     return after._replace(status=Status.PAUSED, ready=0, start_by=None)
@@ -587,17 +593,18 @@ def summary(task: Task) -> dict[str, Any]:
 
 
 def from_summary(state: dict[str, Any]) -> Task:
-    """The inverse of :func:`summary`."""
-    known: dict[str, Any] = {**state, "status": _STATUSES[state.get("status", "ABSENT")]}
-    for name in ("due_at", "start_by"):
-        if isinstance(at := known.get(name), str):
-            known[name] = datetime.fromisoformat(at)
-    if "lost" in known:
-        known["lost"] = tuple(known["lost"])
+    """The inverse of :func:`summary`. Raises :class:`UnknownEvent` for what a newer program wrote."""
+    known: dict[str, Any] = dict(state)
     try:
+        known["status"] = _STATUSES[state.get("status", "ABSENT")]
+        for name in ("due_at", "start_by"):
+            if isinstance(at := known.get(name), str):
+                known[name] = datetime.fromisoformat(at)
+        if "lost" in known:
+            known["lost"] = tuple(known["lost"])
         return Task(**known)
-    except TypeError as error:
-        raise UnknownEvent(f"the task's state was written by a newer version of eventq: {error}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise UnknownEvent(f"the task's state was written by a newer version of eventq: {error!r}") from error
 
 
 def route_of(task: Task) -> Route | None:

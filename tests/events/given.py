@@ -9,7 +9,7 @@ from eventq.events.data import ErrorInfo, EventData
 from eventq.events.envelope import Event, next_event
 from eventq.events.ids import new_id
 from eventq.events.task import ABSENT, TASKS, Task, replay
-from eventq.events.task_events import CancelRequested, Queued, Retrying, Started, Submitted
+from eventq.events.task_events import CancelRequested, Paused, PauseRequested, Queued, Retrying, Started, Submitted
 from eventq.events.worker import NO_WORKER, WORKERS
 from eventq.events.worker_events import WorkerStopped
 
@@ -22,6 +22,11 @@ WORKER_LOST = Queued(reason="worker_lost", worker_id="w1")
 INTERRUPTED = Queued(reason="interrupted", worker_id="w1")
 DUE = Queued(reason="due")
 CANCEL_REQUESTED = CancelRequested(requested_by="ada", reason="no longer needed")
+PAUSE_REQUESTED = PauseRequested(requested_by="eve", reason="machine needed")
+PAUSED = Paused(requested_by="eve", reason="machine needed")
+FROZEN = Paused(requested_by="eve", reason="machine needed", frozen=True, confirmed_by="w1")
+HELD = Queued(reason="limited", held=True)
+ADMITTED = Queued(reason="admitted")
 
 
 def submission(**changes: Any) -> Submitted:

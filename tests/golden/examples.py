@@ -1,28 +1,59 @@
-"""One event of every type, with fixed ids and times: what `make.py` writes and the tests expect to read back."""
+"""Events of every type and every schema, with fixed ids and times: what `make.py` writes and the tests expect to read back.
+
+A new kind of history, or a new type of event, gets a life of its own here.
+"""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
+from eventq.events.aggregate import Aggregate, S
 from eventq.events.catalogue import TYPE_OF
 from eventq.events.data import BlobRef, ErrorInfo, EventData
 from eventq.events.envelope import Event, Trace
+from eventq.events.queue import QUEUES
+from eventq.events.queue_events import (
+    Admission,
+    QueueAdmitted,
+    QueueConfigured,
+    QueueLimits,
+    QueuePaused,
+    QueueResumed,
+    Rate,
+)
 from eventq.events.retry import RetryPolicy
-from eventq.events.subjects import Route
-from eventq.events.task import ABSENT, evolve, makes_ready, summary
+from eventq.events.task import TASKS
 from eventq.events.task_events import (
     Cancelled,
     CancelRequested,
+    Cleaned,
     Completed,
+    Erased,
+    ErasedEvent,
     Failed,
+    Idempotency,
+    LostAttempt,
+    Paused,
+    PauseRequested,
     Queued,
+    Resumed,
     Retrying,
     Started,
     Submitted,
     TimedOut,
+    Updated,
 )
-from eventq.events.worker import NO_WORKER, evolve_worker, worker_summary
-from eventq.events.worker_events import TaskDeclaration, WorkerRegistered, WorkerStopped
+from eventq.events.worker import WORKERS
+from eventq.events.worker_events import (
+    CapacityChanged,
+    TaskDeclaration,
+    WorkerDraining,
+    WorkerLost,
+    WorkerPaused,
+    WorkerRegistered,
+    WorkerResumed,
+    WorkerStopped,
+)
 
 START = datetime(2026, 11, 21, 3, 0, 0, 123456, tzinfo=UTC)
 TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
@@ -55,6 +86,27 @@ def submitted(**changes: object) -> Submitted:
 
 
 STARTED = Started(worker_id="worker-1", hostname="host-a", device="cuda:0")
+LOST = Queued(reason="worker_lost", worker_id="worker-1")
+FROZEN = Paused(requested_by="ada", reason="machine needed", frozen=True, confirmed_by="worker-1")
+ALL_OPTIONS = submitted(
+    queue_timeout_s=30.0,
+    heartbeat_timeout_s=5.0,
+    result_ttl_s=86_400.0,
+    retry=RetryPolicy(initial_s=2.0, factor=3.0, max_s=60.0, jitter=0.5),
+    scheduled_at=START + timedelta(hours=1),
+    key="tenant-7",
+    gated=True,
+    tags=["nightly", "käufe"],
+    metadata={"owner": "ada", "ticket": "4711"},
+    unique_key="csv_processing:4f2a",
+    idempotency=Idempotency(key_sha256="ab" * 32, request_sha256="cd" * 32),
+    original_task_id="t-failed",
+    origin="retry",
+    parent_task_id="t-completed",
+    workflow_id="wf-1",
+    node="extract",
+    schedule_id="nightly",
+)
 DECLARATION = TaskDeclaration(
     name="csv_processing",
     pool="cpu",
@@ -66,6 +118,15 @@ DECLARATION = TaskDeclaration(
     parameters=["source"],
     arguments={"type": "object", "properties": {"source": {"type": "string"}}, "required": ["source"]},
     doc="Statistics of a CSV file.",
+)
+REGISTERED = WorkerRegistered(
+    hostname="host-a",
+    pid=4711,
+    pool="cpu",
+    queues=["default", "reports"],
+    capacity=4,
+    devices=["cpu"],
+    tasks=[DECLARATION],
 )
 
 TASK_LIVES: dict[str, list[EventData]] = {
@@ -81,7 +142,7 @@ TASK_LIVES: dict[str, list[EventData]] = {
         Retrying(error=ERROR, reason="error", due_at=START + timedelta(seconds=9)),
         Queued(reason="retry_due"),
         STARTED,
-        Queued(reason="worker_lost", worker_id="worker-1"),
+        LOST,
         STARTED,
         Failed(error=ERROR, reason="not_retryable"),
     ],
@@ -97,76 +158,142 @@ TASK_LIVES: dict[str, list[EventData]] = {
         Cancelled(requested_by="ada", reason="no longer needed", confirmed_by="worker-1"),
     ],
     "completed-by-reference": [submitted(), STARTED, Completed(output=BLOB, duration_s=12.0)],
+    "all-options": [
+        ALL_OPTIONS,
+        Updated(
+            submission=ALL_OPTIONS.model_copy(update={"priority": 9, "args": ["data/april.csv"], "scheduled_at": None}),
+            changed=["args", "priority", "scheduled_at"],
+            requested_by="bob",
+        ),
+        Queued(reason="admitted"),
+        Queued(reason="limited", held=True),
+        Queued(reason="admitted"),
+        STARTED,
+        Cancelled(requested_by="ada", confirmed_by="worker-1", steps=["asked", "SIGTERM", "SIGKILL"]),
+        Cleaned(requested_by="scheduler", reason="result_ttl", blobs=[BLOB.key]),
+        Erased(
+            requested_by="ada",
+            reason="asked by the customer",
+            events=[
+                ErasedEvent(position=12, subject="tasks.t-all-options.1.submitted", event={"type": "submitted", "version": 1})
+            ],
+            blobs=[BLOB.key],
+        ),
+    ],
+    "paused": [
+        submitted(scheduled_at=START + timedelta(hours=1)),
+        Paused(requested_by="ada", reason="not today"),
+        Resumed(requested_by="bob"),
+        Queued(reason="due"),
+        STARTED,
+        PauseRequested(requested_by="ada", reason="machine needed"),
+        FROZEN,
+        Resumed(requested_by="ada"),
+        PauseRequested(requested_by="ada"),
+        Paused(requested_by="ada", lost=True, confirmed_by="worker-1"),
+        Queued(reason="resumed"),
+        STARTED,
+        PauseRequested(requested_by="ada"),
+        Retrying(
+            error=ErrorInfo(type="HeartbeatTimeout", message="stopped: it had said nothing for 5 s"),
+            reason="heartbeat_timeout",
+            due_at=START + timedelta(hours=2),
+            steps=["asked", "SIGTERM"],
+        ),
+        Cancelled(requested_by="ada", reason="no longer needed"),
+    ],
+    "queue-timeout": [
+        submitted(queue_timeout_s=30.0),
+        Queued(reason="reconciled"),
+        TimedOut(reason="queue_timeout", after_s=30.0),
+    ],
+    "heartbeat-timeout": [
+        submitted(max_retries=0, heartbeat_timeout_s=5.0),
+        STARTED,
+        TimedOut(reason="heartbeat_timeout", after_s=5.0, steps=["asked", "SIGTERM", "SIGKILL"]),
+    ],
+    "poison": [
+        submitted(),
+        *[STARTED, LOST] * 2,
+        STARTED,
+        Failed(
+            error=ErrorInfo(type="WorkerLost", message="3 workers were lost while running this task"),
+            reason="poison",
+            evidence=[LostAttempt(attempt=attempt, worker_id="worker-1") for attempt in (1, 2, 3)],
+        ),
+    ],
 }
 
-WORKER_LIFE: list[EventData] = [
-    WorkerRegistered(
-        hostname="host-a",
-        pid=4711,
-        pool="cpu",
-        queues=["default", "reports"],
-        capacity=4,
-        devices=["cpu"],
-        tasks=[DECLARATION],
-    ),
-    WorkerStopped(reason="SIGTERM"),
-]
+WORKER_LIVES: dict[str, list[EventData]] = {
+    "worker": [REGISTERED, WorkerStopped(reason="SIGTERM")],
+    "worker-controlled": [
+        REGISTERED.model_copy(update={"kind": "http", "pid": 0}),
+        WorkerPaused(requested_by="ada"),
+        WorkerResumed(requested_by="ada"),
+        CapacityChanged(capacity=8, requested_by="bob"),
+        WorkerLost(evidence="presence_lapsed", running=["t-poison"]),
+        REGISTERED,
+        WorkerDraining(requested_by="ada"),
+        WorkerStopped(reason="drained"),
+    ],
+}
+
+QUEUE_LIVES: dict[str, list[EventData]] = {
+    "queue": [
+        QueueConfigured(
+            limits=QueueLimits(
+                max_running=10,
+                max_running_per_key=2,
+                rate=Rate(limit=100, per_s=60.0, burst=10),
+                rate_per_key=Rate(limit=5),
+                fair=True,
+            ),
+            requested_by="ada",
+        ),
+        QueueAdmitted(tasks=[Admission(task_id="t-all-options", version=2, key="tenant-7")]),
+        QueuePaused(requested_by="ada", reason="maintenance"),
+        QueueResumed(requested_by="ada"),
+    ],
+}
 
 
-def task_life(name: str) -> list[Event]:
-    """The whole history of one of `TASK_LIVES`, a second between the events."""
-    task, events = ABSENT, list[Event]()
-    for number, data in enumerate(TASK_LIVES[name], 1):
+def life(kind: Aggregate[S], aggregate_id: str, history: list[EventData]) -> list[Event]:
+    """The whole of a history, a second between the events."""
+    state, events = kind.absent, list[Event]()
+    for number, data in enumerate(history, 1):
         at = START + timedelta(seconds=number)
-        before, task = task, evolve(task, event_id(number), at, data)
-        kind = TYPE_OF[type(data)]
+        before, state = state, kind.evolve(state, event_id(number), at, data)
+        known = TYPE_OF[type(data)]
+        traced = kind.name == "tasks"
         events.append(
             Event(
                 id=event_id(number),
-                source="worker.worker-1" if task.attempt else "api",
-                aggregate="tasks",
-                aggregate_id=f"t-{name}",
-                type=kind.name,
-                schema=kind.schema,
+                source="worker.worker-1" if kind.attempt(state) or kind.name == "workers" else "api",
+                aggregate=kind.name,
+                aggregate_id=aggregate_id,
+                type=known.name,
+                schema=known.schema,
                 time=at,
-                version=task.version,
+                version=state.version,
                 previous=before.event_id,
-                attempt=task.attempt,
-                trace=Trace(event_id(900), event_id(901), TRACEPARENT) if number == 1 else Trace(before.event_id),
-                state=summary(task),
+                attempt=kind.attempt(state),
+                trace=_trace(number, before.event_id) if traced else Trace(),
+                state=kind.summary(state),
                 data=data,
-                route=Route(task.pool, task.queue, task.priority) if makes_ready(data, at) else None,
+                route=kind.route(state),
             )
         )
     return events
 
 
-def worker_life() -> list[Event]:
-    """The whole history of a worker."""
-    worker, events = NO_WORKER, list[Event]()
-    for number, data in enumerate(WORKER_LIFE, 1):
-        before, worker = worker, evolve_worker(worker, event_id(number), data)
-        kind = TYPE_OF[type(data)]
-        events.append(
-            Event(
-                id=event_id(number),
-                source="worker.worker-1",
-                aggregate="workers",
-                aggregate_id="worker-1",
-                type=kind.name,
-                schema=kind.schema,
-                time=START + timedelta(seconds=number),
-                version=worker.version,
-                previous=before.event_id,
-                attempt=0,
-                trace=Trace(),
-                state=worker_summary(worker),
-                data=data,
-            )
-        )
-    return events
+def _trace(number: int, before: str | None) -> Trace:
+    return Trace(event_id(900), event_id(901), TRACEPARENT) if number == 1 else Trace(before)
 
 
 def lives() -> dict[str, list[Event]]:
     """Every history that is kept, by name."""
-    return {**{f"task-{name}": task_life(name) for name in TASK_LIVES}, "worker": worker_life()}
+    return {
+        **{f"task-{name}": life(TASKS, f"t-{name}", history) for name, history in TASK_LIVES.items()},
+        **{name: life(WORKERS, name.replace("worker", "worker-1", 1), history) for name, history in WORKER_LIVES.items()},
+        **{name: life(QUEUES, "reports", history) for name, history in QUEUE_LIVES.items()},
+    }
