@@ -15,7 +15,7 @@ import time
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Self
 
 import nats.errors
@@ -25,6 +25,7 @@ from nats.js import JetStreamContext
 from nats.js.errors import APIError, NotFoundError
 
 from eventq.events.errors import BrokerUnfit, LogUnavailable
+from eventq.events.subjects import TIMERS
 
 log = structlog.get_logger("eventq.broker")
 
@@ -120,6 +121,11 @@ class Broker:
             messages=state["messages"],
             bytes=state["bytes"],
         )
+
+    async def time(self) -> datetime:
+        """The broker's clock, which decides when timers fire: aware UTC. Raises what :meth:`request` raises."""
+        reply = await self.request(f"$JS.API.STREAM.INFO.{TIMERS}", {})
+        return datetime.fromisoformat(reply["ts"]).astimezone(UTC)
 
     async def request(self, subject: str, body: dict[str, Any], timeout_s: float = 5.0) -> dict[str, Any]:
         """One call of the JetStream API, for what the client library has no method for. Raises its API errors."""

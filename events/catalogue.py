@@ -14,6 +14,15 @@ from dataclasses import dataclass, field
 from eventq.events.data import JSON, EventData
 from eventq.events.errors import UnknownEvent
 from eventq.events.queue_events import QueueAdmitted, QueueConfigured, QueuePaused, QueueResumed
+from eventq.events.schedule_events import (
+    ScheduleCreated,
+    ScheduleDeleted,
+    SchedulePaused,
+    ScheduleResumed,
+    ScheduleTicked,
+    ScheduleTriggered,
+    ScheduleUpdated,
+)
 from eventq.events.task_events import (
     Cancelled,
     CancelRequested,
@@ -89,6 +98,13 @@ _TYPES = (
     EventType("queues", "paused", QueuePaused),
     EventType("queues", "resumed", QueueResumed),
     EventType("queues", "admitted", QueueAdmitted),
+    EventType("schedules", "created", ScheduleCreated),
+    EventType("schedules", "updated", ScheduleUpdated),
+    EventType("schedules", "paused", SchedulePaused),
+    EventType("schedules", "resumed", ScheduleResumed),
+    EventType("schedules", "ticked", ScheduleTicked),
+    EventType("schedules", "triggered", ScheduleTriggered),
+    EventType("schedules", "deleted", ScheduleDeleted),
 )
 
 CATALOGUE: dict[tuple[str, str], EventType] = {(t.aggregate, t.name): t for t in _TYPES}

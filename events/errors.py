@@ -10,6 +10,7 @@
     │   ├── TaskNotFound        TASK_NOT_FOUND
     │   ├── WorkerNotFound      WORKER_NOT_FOUND
     │   ├── QueueNotFound       QUEUE_NOT_FOUND
+    │   ├── ScheduleNotFound    SCHEDULE_NOT_FOUND
     │   └── BlobNotFound        BLOB_NOT_FOUND
     ├── Conflict                CONFLICT
     │   ├── IllegalTransition   ILLEGAL_TRANSITION   the task's status does not admit the command
@@ -101,6 +102,15 @@ class QueueNotFound(NotFound):
 
     def __init__(self, queue_name: str) -> None:
         super().__init__("Queue not found", queue_name=queue_name)
+
+
+class ScheduleNotFound(NotFound):
+    """The log holds no event of this schedule."""
+
+    code = "SCHEDULE_NOT_FOUND"
+
+    def __init__(self, schedule_id: str) -> None:
+        super().__init__("Schedule not found", schedule_id=schedule_id)
 
 
 class BlobNotFound(NotFound):

@@ -6,7 +6,7 @@ which is harmless; the other order could leave a task that nobody wakes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 import nats.errors
@@ -37,12 +37,14 @@ START_BY_SLACK_S = 0.05
 @dataclass(frozen=True, slots=True)
 class Hint:
     """What a timer is about. ``kind`` and ``id``: whose history; ``what``: one word of that kind's; ``version``: the version
-    that waits for it, 0 where any does. Setting a timer with the same four replaces it."""
+    that waits for it, 0 where any does. Setting a timer with the same four replaces it. ``fired_at``: when it fired, by the
+    broker's clock, which this host's may be behind."""
 
     kind: str
     id: str
     what: str
     version: int = 0
+    fired_at: datetime | None = field(default=None, compare=False)
 
     @property
     def tokens(self) -> str:
@@ -63,7 +65,7 @@ async def set_timer(broker: Broker, hint: Hint, due_at: datetime) -> None:
         SCHEDULE: f"@at {at.isoformat(timespec='milliseconds').replace('+00:00', 'Z')}",
         SCHEDULE_TARGET: due_subject(hint.tokens),
     }
-    body = orjson.dumps(hint)
+    body = orjson.dumps({"kind": hint.kind, "id": hint.id, "what": hint.what, "version": hint.version})
     try:
         await broker.js.publish(timer_subject(hint.tokens), body, headers=headers, stream=TIMERS, timeout=5)
     except (APIError, nats.errors.Error, TimeoutError) as error:
@@ -82,12 +84,16 @@ async def set_task_timers(
         await set_timer(broker, Hint("tasks", task_id, START_BY), start_by)
 
 
-def read_hint(payload: bytes) -> Hint | None:
+def read_hint(payload: bytes, fired_at: datetime | None = None) -> Hint | None:
     """What a timer is about; ``None`` for what no timer of ours wrote. Anybody may publish there."""
     try:
         raw = orjson.loads(payload)
         return Hint(
-            check_id(raw["kind"], "kind"), check_id(raw["id"], "id"), check_id(raw["what"], "what"), int(raw["version"])
+            check_id(raw["kind"], "kind"),
+            check_id(raw["id"], "id"),
+            check_id(raw["what"], "what"),
+            int(raw["version"]),
+            fired_at,
         )
     except (ValueError, TypeError, KeyError, OverflowError, InvalidInput):
         return None

@@ -21,6 +21,7 @@ import orjson
 from eventq.events.catalogue import read_data
 from eventq.events.envelope import Event, Stored, Trace
 from eventq.events.errors import InvalidInput
+from eventq.events.schedule import ScheduleStatus
 from eventq.events.worker_events import TaskDeclaration
 from eventq.projections.fold import fold
 from eventq.projections.rows import (
@@ -37,6 +38,7 @@ from eventq.projections.rows import (
     task_row,
     values_of,
 )
+from eventq.projections.schedule_queries import SchedulePage, ScheduleRow, get_schedule, list_schedules
 from eventq.projections.store import Snapshot, Store
 from eventq.projections.tables import naive
 
@@ -169,6 +171,16 @@ class Queries:
         """Queues that hold unfinished tasks, and how long the oldest of them has been ready."""
         records = await self._read(lambda snapshot: snapshot.records(_SQL["queues"]))
         return [QueueRow(**values_of(record, _QUEUE)) for record in records]
+
+    async def get_schedule(self, schedule_id: str) -> ScheduleRow | None:
+        """The schedule, deleted or not; ``None`` where the projection has none of that id."""
+        return await self._read(lambda snapshot: get_schedule(snapshot, schedule_id))
+
+    async def list_schedules(
+        self, statuses: tuple[ScheduleStatus, ...], *, task_name: str | None = None, limit: int = 50, offset: int = 0
+    ) -> SchedulePage:
+        """One page of the schedules of these statuses, newest first."""
+        return await self._read(lambda snapshot: list_schedules(snapshot, statuses, task_name, limit, offset))
 
     async def position(self) -> int:
         """The position in EVENTS up to which the tables are the fold of the log."""

@@ -143,6 +143,20 @@ CREATE TABLE queues (
     limits JSON NOT NULL
 );
 
+-- Schedules, deleted ones too.
+CREATE TABLE schedules (
+    schedule_id VARCHAR PRIMARY KEY,
+    version INTEGER NOT NULL,
+    event_id VARCHAR NOT NULL,
+    position BIGINT NOT NULL,
+    state JSON NOT NULL,
+    status VARCHAR NOT NULL,                -- ACTIVE PAUSED ENDED DELETED
+    task_name VARCHAR NOT NULL,
+    next_at TIMESTAMP,                      -- the due time that is waited for
+    last_at TIMESTAMP,                      -- the newest due time that was dealt with
+    created_at TIMESTAMP NOT NULL
+);
+
 -- What workers say they can run: the newest declaration of each task name.
 CREATE TABLE task_declarations (
     name VARCHAR PRIMARY KEY,

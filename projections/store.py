@@ -55,6 +55,7 @@ COMPARED = {
     "attempts": "task_id || ' attempt ' || attempt",
     "workers": "worker_id",
     "queues": "queue",
+    "schedules": "schedule_id",
     "task_declarations": "name",
 }
 """The tables that a verification compares, which derive from EVENTS alone, each with what names a row of it."""

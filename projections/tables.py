@@ -14,6 +14,7 @@ import orjson
 
 from eventq.events.aggregate import Aggregate, S
 from eventq.events.queue import QUEUES, Queue
+from eventq.events.schedule import SCHEDULES, Schedule
 from eventq.events.worker import WORKERS, Worker
 
 Row = tuple[Any, ...]
@@ -65,6 +66,11 @@ def _queue(queue: Queue) -> Row:
     return (queue.paused_by, queue.paused_reason, queue.limits.model_dump_json())
 
 
+def _schedule(schedule: Schedule) -> Row:
+    task_name = schedule.required_spec.task.task_name
+    return (schedule.status.value, task_name, _time(schedule.next_at), _time(schedule.last_at), _time(schedule.created_at))
+
+
 _TABLES: tuple[StateTable[Any], ...] = (
     StateTable(
         WORKERS,
@@ -86,6 +92,7 @@ _TABLES: tuple[StateTable[Any], ...] = (
         _worker,
     ),
     StateTable(QUEUES, "queues", "queue", ("paused_by", "paused_reason", "limits"), _queue),
+    StateTable(SCHEDULES, "schedules", "schedule_id", ("status", "task_name", "next_at", "last_at", "created_at"), _schedule),
 )
 
 TABLE_OF: dict[str, StateTable[Any]] = {table.kind.name: table for table in _TABLES}

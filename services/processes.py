@@ -24,12 +24,15 @@ from eventq.events.ending import end
 from eventq.events.errors import LogUnavailable
 from eventq.events.ids import new_id
 from eventq.events.log import EventLog
+from eventq.events.schedule import TICK
+from eventq.events.submitter import Submitter
 from eventq.events.timers import DUE, START_BY
 from eventq.services.child import announce_ready
 from eventq.services.follower import Follower
 from eventq.services.promoter import SOURCE as SCHEDULER
 from eventq.services.promoter import Answer, Promoter
 from eventq.services.reconciler import Reconciler
+from eventq.services.schedules import ScheduleSweep, TickMaker
 from eventq.services.settings import Settings
 from eventq.services.task_timers import TaskTimers
 
@@ -102,7 +105,6 @@ def collect_seldom() -> None:
 async def run_api(settings: Settings) -> int:
     """The HTTP API with the projector that feeds it. Ready once it listens; reads wait until the projection caught up."""
     from eventq.events.blobs import BlobStore
-    from eventq.events.submitter import Submitter
     from eventq.projections.projector import Projector
     from eventq.projections.queries import Queries
     from eventq.projections.store import Store
@@ -155,12 +157,16 @@ async def run_scheduler(settings: Settings) -> int:
             ("tasks", DUE): timers.promote,
             ("tasks", START_BY): timers.expire_wait,
         }
+        ticks = TickMaker(event_log, Submitter(event_log, source=SCHEDULER), source=SCHEDULER)
+        answers[("schedules", TICK)] = ticks.tick
+        schedule_sweep = ScheduleSweep(event_log, ticks)
         reconciler = Reconciler(event_log, lease_s=settings.lease_s)
-        follower = Follower(event_log.broker, [reconciler])
+        follower = Follower(event_log.broker, [reconciler, schedule_sweep])
         duties = (
             asyncio.create_task(Promoter(event_log.broker, answers).run(), name="promoter"),
             asyncio.create_task(follower.run(), name="follower"),
             asyncio.create_task(reconciler.run(follower), name="reconciler"),
+            asyncio.create_task(schedule_sweep.run(follower), name="schedules"),
         )
         announce_ready()
         log.info("scheduler.ready")

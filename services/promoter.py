@@ -8,6 +8,7 @@ consumer, and the version check lets one of them win where two have the same hin
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC
 from functools import partial
 
 import nats.errors
@@ -55,7 +56,7 @@ class Promoter:
             log.warning("promoter.left_to_redelivery", subject=message.subject, error=repr(error))
 
     async def _settle(self, message: Msg) -> None:
-        hint = read_hint(message.data)
+        hint = read_hint(message.data, message.metadata.timestamp.astimezone(UTC))
         answer = None if hint is None else self._answers.get((hint.kind, hint.what))
         if hint is None or answer is None:
             log.warning("promoter.not_a_hint", subject=message.subject)

@@ -32,7 +32,8 @@ class TaskTimers:
         """A scheduled or retrying task is due."""
         failpoint("promote.before_append")
         try:
-            handled = await handle(self._log, hint.id, PromoteTask(hint.version, self._now()), source=self._source)
+            command = PromoteTask(hint.version, self._time_of(hint))
+            handled = await handle(self._log, hint.id, command, source=self._source)
         except TaskNotFound:
             return False
         except Conflict:
@@ -45,6 +46,11 @@ class TaskTimers:
             return True
         return await self._still_waiting(hint, handled.state)
 
+    def _time_of(self, hint: Hint) -> datetime:
+        """The time, by the clock that is ahead. Where this host's is behind the broker's, setting a timer that has fired
+        right by it would fire it at once, again and again."""
+        return self._now() if hint.fired_at is None else max(self._now(), hint.fired_at)
+
     async def _still_waiting(self, hint: Hint, task: Task) -> bool:
         """Nothing was due: set the timer right if it was wrong, wait if the event is yet to come, else forget the hint."""
         if task.version == hint.version and task.due_at is not None:
@@ -54,7 +60,7 @@ class TaskTimers:
     async def expire_wait(self, hint: Hint) -> bool:
         """A ready task was not started in time."""
         try:
-            handled = await handle(self._log, hint.id, ExpireQueueWait(self._now()), source=self._source)
+            handled = await handle(self._log, hint.id, ExpireQueueWait(self._time_of(hint)), source=self._source)
         except TaskNotFound:
             return False
         except Conflict:
