@@ -15,7 +15,8 @@
     ├── Conflict                CONFLICT
     │   ├── IllegalTransition   ILLEGAL_TRANSITION   the task's status does not admit the command
     │   ├── StaleAttempt        STALE_ATTEMPT        the report is about an attempt that is no longer the current one
-    │   └── VersionConflict     VERSION_CONFLICT     somebody else wrote that version of the aggregate
+    │   ├── VersionConflict     VERSION_CONFLICT     somebody else wrote that version of the aggregate
+    │   └── PreconditionFailed  PRECONDITION_FAILED  the version that the request insists on is not the present one
     ├── FetchRefused            FETCH_REFUSED        an address or a redirect that this installation does not allow
     ├── Unavailable             UNAVAILABLE          try again later; says whether the outcome is known
     │   ├── LogUnavailable      LOG_UNAVAILABLE      the broker did not answer: the outcome is *unknown*
@@ -158,6 +159,15 @@ class VersionConflict(Conflict):
             aggregate_id=aggregate_id,
             version=version,
         )
+
+
+class PreconditionFailed(Conflict):
+    """The request is about version ``wanted`` only, and that is not the present one. Nothing was changed."""
+
+    code = "PRECONDITION_FAILED"
+
+    def __init__(self, wanted: str, found: int) -> None:
+        super().__init__(f"it is at version {found}, not {wanted[:80]}", field="If-Match", limit=wanted[:80], found=found)
 
 
 class FetchRefused(EventqError):

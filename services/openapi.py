@@ -25,6 +25,9 @@ from eventq.services.http_body import BODY, read_json
 from eventq.services.http_invalid import invalid_input
 from eventq.services.http_limits import QUERY_VALUE_MAX_CHARS, HttpLimits
 
+NO_CONTENT = 204
+"""The status of an answer without a body."""
+
 LIMITS = web.AppKey("limits", HttpLimits)
 
 M = TypeVar("M", bound=BaseModel)
@@ -140,7 +143,7 @@ class HttpRoutes:
                 params=hints.get("path"),
                 answer=_answer_model(hints["return"]),
             )
-            if (route.answer is None) == (media_type is None):
+            if (route.answer is None) == (media_type is None and status != NO_CONTENT):
                 raise TypeError(f"{handler.__name__}: answer a model, or say the media type")
             self.declared.append(route)
             return handler

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from eventq.services.answers import ErrorAnswer
-from eventq.services.openapi import HttpRoute
+from eventq.services.openapi import NO_CONTENT, HttpRoute
 
 Mode = Literal["validation", "serialization"]
 Schemas = dict[tuple[type[BaseModel], Mode], dict[str, Any]]
@@ -24,6 +24,7 @@ _ERROR_MEANING = {
     404: "There is no such thing.",
     408: "The body did not arrive in time.",
     409: "The present state does not admit this.",
+    412: "It is not at the version that `If-Match` names.",
     413: "Something is too large: `limit` says how large it may be.",
     415: "The body is of a type or encoding that is not read here.",
     421: "This server does not answer for that host.",
@@ -98,7 +99,8 @@ def _operation(route: HttpRoute, schemas: Schemas, definitions: dict[str, Any]) 
 def _responses(route: HttpRoute, schemas: Schemas) -> dict[str, Any]:
     schema = schemas[route.answer, "serialization"] if route.answer is not None else {}
     content = {route.media_type or "application/json": {"schema": schema}}
-    responses: dict[str, Any] = {str(route.status): {"description": "Done.", "content": content}}
+    done = {"description": "Done."} if route.status == NO_CONTENT else {"description": "Done.", "content": content}
+    responses: dict[str, Any] = {str(route.status): done}
     for status, meaning in route.also.items():
         responses[str(status)] = {"description": meaning, "content": content}
     problem = {"application/json": {"schema": schemas[ErrorAnswer, "serialization"]}}

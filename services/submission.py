@@ -70,7 +70,7 @@ async def submit(api: Api, submission: Submission, trace: Trace) -> Accepted:
     if api.freshness.halted is not None:
         # What is appended to a damaged log would stand on ground that an operator may have to take away.
         raise Unavailable(f"the event log is damaged and takes no tasks: {api.freshness.halted.detail}")
-    declaration = await _declaration(api, submission.task_name)
+    declaration = await declaration_of(api, submission.task_name)
     now = datetime.now(UTC)
     _check_schedule(submission.scheduled_at, now)
     encoded = orjson.dumps({"args": submission.args, "kwargs": submission.kwargs})
@@ -84,7 +84,7 @@ async def submit(api: Api, submission: Submission, trace: Trace) -> Accepted:
     return await _store(api, _event(declaration, submission, stored_input), now, trace)
 
 
-async def _declaration(api: Api, task_name: str) -> TaskDeclaration:
+async def declaration_of(api: Api, task_name: str) -> TaskDeclaration:
     """What a worker declared, be it an instant ago: a name is called unknown only once the whole log has been folded."""
     try:
         return await api.declarations.get(task_name)
