@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import cache
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
+from importlib.resources import files
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from cronsim import CronSim, CronSimError
 
@@ -31,9 +32,14 @@ def check_zone(name: str, field: str = "time_zone") -> ZoneInfo:
 
 
 @cache
+def _zones() -> frozenset[str]:
+    """Names that mean the same on every host, unlike what its own folder of zones may hold: ``localtime``, for one."""
+    return frozenset(files("tzdata").joinpath("zones").read_text().split())
+
+
+@cache
 def _zone(name: str) -> ZoneInfo:
-    """Only names that mean the same on every host: ``localtime`` is a file on many."""
-    if name not in available_timezones():
+    if name not in _zones():
         raise ZoneInfoNotFoundError(name)
     return ZoneInfo(name)
 

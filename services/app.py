@@ -6,7 +6,7 @@ import asyncio
 
 from aiohttp import web
 
-from eventq.services import api_blobs, api_system, api_tasks, docs_pages
+from eventq.services import api_blobs, api_schedules, api_system, api_tasks, docs_pages
 from eventq.services.api import API, Api
 from eventq.services.docs_pages import DOCUMENT, document_bytes
 from eventq.services.http_errors import errors_middleware, finish_headers
@@ -18,6 +18,7 @@ from eventq.services.openapi_document import openapi_document
 ROUTES = (
     api_tasks.routes,
     api_blobs.routes,
+    api_schedules.routes,
     api_system.routes,
     api_system.root_routes,
     docs_pages.routes,

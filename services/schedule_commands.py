@@ -1,0 +1,209 @@
+"""From checked requests to changes of schedules: timers first, then the event, as everywhere."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from typing import Any
+
+import orjson
+
+from eventq.events.envelope import Trace
+from eventq.events.errors import IllegalTransition, InvalidInput, PayloadTooLarge, PreconditionFailed, ScheduleNotFound
+from eventq.events.handle import CONFLICTS_MAX, Handled, handle_any, read_state, read_task
+from eventq.events.ids import new_id
+from eventq.events.limits import EVENT_MAX_BYTES
+from eventq.events.schedule import (
+    NO_SCHEDULE,
+    SCHEDULES,
+    CreateSchedule,
+    Schedule,
+    ScheduleCommand,
+    TriggerSchedule,
+    UpdateSchedule,
+    first_due,
+    tick_task,
+    trigger_task_id,
+)
+from eventq.events.schedule_events import ScheduleSpec
+from eventq.events.task_events import Submitted
+from eventq.events.timers import set_timer
+from eventq.projections.fold import version_key
+from eventq.services.api import SOURCE, Api
+from eventq.services.http_limits import PARSE_INLINE_MAX_BYTES
+from eventq.services.schedule_models import SchedulePatch, ScheduleRequest
+from eventq.services.schedules import broker_clock, tick_hint
+from eventq.services.submission import declaration_of
+
+INLINE_MAX_BYTES = 8 * 1024
+"""Arguments above this go to the blob store: a schedule's state, and with it they, travel in each of its events."""
+
+_FIELDS = {
+    "queue": "queue_name",
+    "priority": "priority",
+    "max_retries": "max_retries",
+    "timeout_s": "timeout_seconds",
+    "queue_timeout_s": "queue_timeout_seconds",
+    "heartbeat_timeout_s": "heartbeat_timeout_seconds",
+    "result_ttl_s": "result_ttl_seconds",
+    "key": "key",
+    "tags": "tags",
+    "metadata": "metadata",
+}
+"""What is asked for of a task, by its name in ``Submitted`` and in requests."""
+
+_TIMING = ("cron", "time_zone", "catch_up", "overlap", "starts_at", "ends_at")
+
+
+async def create(api: Api, body: ScheduleRequest, requested_by: str, trace: Trace) -> tuple[str, Schedule]:
+    """Store a new schedule. Raises ``InvalidInput``, or ``IllegalTransition`` where the id is taken."""
+    schedule_id = body.schedule_id or new_id()
+    timing = {name: getattr(body, name) for name in _TIMING}
+    task = await _task(api, body.task_name, _options(body, set(_FIELDS.values())), None, requested_by)
+    task = await _with_arguments(api, task, body.task_args, body.task_kwargs)
+    spec = _spec({**timing, "task": task})
+    now = await broker_clock(api.log.broker)()
+    next_at = first_due(spec, NO_SCHEDULE, now)
+    if body.enabled and (await read_state(api.log, SCHEDULES, schedule_id)).version == 0:
+        await set_timer(api.log.broker, tick_hint(schedule_id), next_at)
+    command = CreateSchedule(spec, next_at, paused=not body.enabled, requested_by=requested_by)
+    return schedule_id, await _handled(api, schedule_id, command, trace, NO_SCHEDULE)
+
+
+async def update(
+    api: Api, schedule_id: str, body: SchedulePatch, if_match: str | None, requested_by: str, trace: Trace
+) -> Schedule:
+    """Change what the request names. Raises ``PreconditionFailed`` where the schedule is not at version ``if_match``."""
+
+    async def command(schedule: Schedule, now: datetime) -> UpdateSchedule:
+        check_version(if_match, schedule)
+        spec = await _changed(api, schedule.required_spec, body, requested_by)
+        return UpdateSchedule(schedule.version, spec, first_due(spec, schedule, now), requested_by)
+
+    return await change(api, schedule_id, command, trace)
+
+
+async def change(
+    api: Api, schedule_id: str, make: Callable[[Schedule, datetime], Awaitable[ScheduleCommand]], trace: Trace
+) -> Schedule:
+    """Carry out the command that ``make`` makes of the present schedule, with the timer that what follows needs."""
+    now = await broker_clock(api.log.broker)()
+    for round_ in range(CONFLICTS_MAX):
+        schedule = await read_state(api.log, SCHEDULES, schedule_id, fresh=True)
+        if schedule.version == 0:
+            raise ScheduleNotFound(schedule_id)
+        command = await make(schedule, now)
+        decided = SCHEDULES.decide(command, schedule)  # raises before a timer is set for nothing
+        next_at = getattr(decided[0], "next_at", None) if decided else None
+        if next_at is not None:
+            await set_timer(api.log.broker, tick_hint(schedule_id), next_at)
+        try:
+            return await _handled(api, schedule_id, command, trace, schedule)
+        except IllegalTransition:
+            if round_ == CONFLICTS_MAX - 1:
+                raise  # else the next round tells whether it was outdated or refused
+    raise IllegalTransition("the schedule changes faster than it can be changed")
+
+
+async def trigger(api: Api, schedule_id: str, key: str | None, requested_by: str, trace: Trace) -> tuple[str, Schedule]:
+    """Make the schedule's task now. ``key``: the same one makes one task, whenever and however often it comes."""
+    schedule = await read_state(api.log, SCHEDULES, schedule_id, fresh=True)
+    if schedule.version == 0:
+        raise ScheduleNotFound(schedule_id)
+    task_id = new_id() if key is None else trigger_task_id(schedule_id, key)
+    if key is not None and (await read_task(api.log, task_id, fresh=True)).version:
+        return task_id, schedule
+    after = await _handled(api, schedule_id, TriggerSchedule(task_id, requested_by), trace, schedule)
+    task = tick_task(schedule_id, after.required_spec).model_copy(update={"requested_by": requested_by})
+    try:
+        handled = await api.submitter.submit(task_id, task, trace=trace)
+    except IllegalTransition:
+        return task_id, after  # a scheduler, or the same request beside us, was quicker
+    api.freshness.note_write(task_id, handled.state.version)
+    return task_id, after
+
+
+def check_version(if_match: str | None, schedule: Schedule) -> None:
+    """Raise ``PreconditionFailed`` where ``if_match`` (of an ``If-Match`` header) does not name the schedule's version."""
+    if if_match is None or if_match.strip() == "*":
+        return
+    wanted = {tag.strip().removeprefix("W/").strip('"') for tag in if_match.split(",")}
+    if str(schedule.version) not in wanted:
+        raise PreconditionFailed(if_match, schedule.version)
+
+
+async def _handled(api: Api, schedule_id: str, command: ScheduleCommand, trace: Trace, state: Schedule) -> Schedule:
+    handled: Handled[Schedule] = await handle_any(
+        api.log, SCHEDULES, schedule_id, command, source=SOURCE, trace=trace, state=state
+    )
+    api.freshness.note_write(version_key("schedules", schedule_id), handled.state.version)
+    return handled.state
+
+
+def _options(body: ScheduleRequest | SchedulePatch, names: set[str]) -> dict[str, Any]:
+    return {name: getattr(body, name) for name in names}
+
+
+async def _task(api: Api, task_name: str, options: dict[str, Any], before: Submitted | None, requested_by: str) -> Submitted:
+    """The task without arguments. ``options``: those that are asked for; what else ``before`` had stays."""
+    declaration = await declaration_of(api, task_name)
+    declared = {
+        "queue": declaration.queue,
+        "priority": declaration.priority,
+        "max_retries": declaration.max_retries,
+        "timeout_s": declaration.timeout_s,
+    }
+    values: dict[str, Any] = {}
+    for name, asked in _FIELDS.items():
+        value = options[asked] if asked in options else getattr(before, name)
+        values[name] = declared.get(name) if value is None else value
+    return Submitted(task_name=declaration.name, pool=declaration.pool, requested_by=requested_by, **values)
+
+
+async def _with_arguments(api: Api, task: Submitted, args: list[Any], kwargs: dict[str, Any]) -> Submitted:
+    """Check the arguments against the declaration, and put them into the task, by reference where they are large."""
+    declaration = await declaration_of(api, task.task_name)
+    encoded = orjson.dumps({"args": args, "kwargs": kwargs})
+    if len(encoded) > PARSE_INLINE_MAX_BYTES:
+        await asyncio.to_thread(api.declarations.check, declaration, args, kwargs)
+    else:
+        api.declarations.check(declaration, args, kwargs)
+    if len(encoded) <= INLINE_MAX_BYTES:
+        return task.model_copy(update={"args": args, "kwargs": kwargs})
+    return task.model_copy(update={"input": await api.blobs.put_async(encoded, media_type="application/json")})
+
+
+async def _changed(api: Api, spec: ScheduleSpec, body: SchedulePatch, requested_by: str) -> ScheduleSpec:
+    given = body.model_fields_set
+    before = spec.task
+    asked = _options(body, given & set(_FIELDS.values()))
+    if body.task_name not in (None, before.task_name):
+        # Another task's declaration decides what is not asked for; limits, key and tags are the schedule's own.
+        asked |= {name: None for name in ("queue_name", "priority", "max_retries", "timeout_seconds") if name not in given}
+    task = await _task(api, body.task_name or before.task_name, asked, before, requested_by)
+    if body.task_args is None and body.task_kwargs is None and before.input is not None:
+        if task.task_name != before.task_name:
+            raise InvalidInput("/task_kwargs", "is required where the task changes and its arguments are stored by reference")
+        task = task.model_copy(update={"input": before.input})
+    else:
+        args = before.args if body.task_args is None else body.task_args
+        kwargs = before.kwargs if body.task_kwargs is None else body.task_kwargs
+        task = await _with_arguments(api, task, args, kwargs)
+    # Null takes a bound away, and is as if left out for what a schedule must have.
+    bounds = {name for name in ("starts_at", "ends_at") if name in given}
+    timing = {name: getattr(body, name) for name in _TIMING if name in bounds or getattr(body, name) is not None}
+    return _spec({**{name: getattr(spec, name) for name in _TIMING}, **timing, "task": task})
+
+
+def _spec(values: dict[str, Any]) -> ScheduleSpec:
+    spec = ScheduleSpec(**values)
+    if spec.starts_at is not None and spec.ends_at is not None and spec.ends_at < spec.starts_at:
+        raise InvalidInput("/ends_at", "lies before /starts_at", limit=spec.starts_at.isoformat())
+    if spec.catch_up == "all" and spec.overlap == "skip":
+        raise InvalidInput("/overlap", "cannot be skip where catch_up is all: every missed tick but one would be skipped")
+    # It stands in the events of the schedule twice: as what was asked for, and in the state.
+    size = len(spec.model_dump_json(exclude_defaults=True))
+    if size > EVENT_MAX_BYTES // 4:
+        raise PayloadTooLarge("/metadata", f"the schedule is larger than {EVENT_MAX_BYTES // 4} bytes", found=size)
+    return spec

@@ -1,0 +1,188 @@
+"""Schedules over HTTP: what is taken and refused, what is answered, and that reads see writes."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from eventq.events.schedule import TICK
+from eventq.events.subjects import TIMERS, timer_subject
+from eventq.events.task_events import Submitted
+from eventq.events.timers import Hint
+from tests.services.backend import Backend
+
+DAILY = {"cron": "30 2 * * *", "time_zone": "Europe/Berlin", "task_name": "resize", "task_kwargs": {"width": 10}}
+
+
+async def created(backend: Backend, **changes: Any) -> dict[str, Any]:
+    status, answer = await backend.post("/schedules", {**DAILY, **changes})
+    assert status == 201, answer
+    return dict(answer)
+
+
+async def call(backend: Backend, method: str, path: str, body: Any = None, **options: Any) -> tuple[int, Any]:
+    async with backend.client.request(method, f"/api/v1{path}", json=body, **options) as answer:
+        return answer.status, await answer.json() if answer.content_length else None
+
+
+async def timers_of(backend: Backend, schedule_id: str) -> int:
+    info = await backend.broker.js.stream_info(
+        TIMERS, subjects_filter=timer_subject(Hint("schedules", schedule_id, TICK).tokens)
+    )
+    return sum((info.state.subjects or {}).values())
+
+
+async def test_a_created_schedule_is_complete_and_is_read_as_it_was_answered(backend: Backend) -> None:
+    async with backend.client.post("/api/v1/schedules", json=DAILY) as answer:
+        body = await answer.json()
+        assert (answer.status, answer.headers["ETag"]) == (201, '"1"')
+        assert answer.headers["Location"] == f"/api/v1/schedules/{body['schedule_id']}"
+    assert (body["status"], body["explain"], body["version"]) == ("ACTIVE", "At 02:30 every day", 1)
+    assert (body["priority"], body["queue_name"], body["max_retries"], body["timeout_seconds"]) == (5, "default", 2, 60.0)
+    assert body["upcoming"][0] == body["next_at"]
+    assert len(set(body["upcoming"])) == 5
+    assert await backend.get(f"/schedules/{body['schedule_id']}") == (200, body)
+    assert await timers_of(backend, body["schedule_id"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"cron": "0 0 30 2 *"}, "/cron"),
+        ({"cron": "* * * * * *"}, "/cron"),
+        ({"cron": "61 * * * *"}, "/cron"),
+        ({"cron": "*" * 300}, "/cron"),
+        ({"time_zone": "Mars/Olympus"}, "/time_zone"),
+        ({"time_zone": "localtime"}, "/time_zone"),
+        ({"task_name": "unknown"}, "task_name"),
+        ({"task_kwargs": {"width": 0}}, "/task_kwargs/width"),
+        ({"schedule_id": "a.b"}, "/schedule_id"),
+        ({"ends_at": "2020-01-01T00:00:00Z"}, "/cron"),
+        ({"starts_at": "2031-01-01T00:00:00Z", "ends_at": "2030-01-01T00:00:00Z"}, "/ends_at"),
+        ({"catch_up": "all", "overlap": "skip"}, "/overlap"),
+        ({"catch_up": "some"}, "/catch_up"),
+        ({"tags": ["x"] * 21}, "/tags"),
+        ({"unknown": 1}, "/unknown"),
+    ],
+)
+async def test_what_makes_no_sense_is_refused_by_name_and_stores_nothing(
+    backend: Backend, changes: dict[str, Any], field: str
+) -> None:
+    before = await backend.last_position()
+    status, answer = await backend.post("/schedules", {**DAILY, **changes})
+    assert (status, answer["field"]) == (400, field), answer
+    assert await backend.last_position() == before
+
+
+async def test_an_impossible_date_is_refused_in_the_words_of_the_parser(backend: Backend) -> None:
+    _, answer = await backend.post("/schedules", {**DAILY, "cron": "0 0 30 2 *"})
+    assert "Bad day-of-month" in answer["detail"]
+
+
+async def test_a_chosen_id_is_taken_for_ever(backend: Backend) -> None:
+    await created(backend, schedule_id="nightly")
+    status, answer = await backend.post("/schedules", {**DAILY, "schedule_id": "nightly"})
+    assert (status, answer["code"]) == (409, "ILLEGAL_TRANSITION")
+    assert (await call(backend, "DELETE", "/schedules/nightly"))[0] == 204
+    assert (await backend.post("/schedules", {**DAILY, "schedule_id": "nightly"}))[0] == 409
+
+
+async def test_an_update_changes_what_it_names_and_reckons_the_next_time_anew(backend: Backend) -> None:
+    before = await created(backend, schedule_id="nightly", tags=["a"], key="ada")
+    headers = {"If-Match": '"1"'}
+    status, after = await call(backend, "PATCH", "/schedules/nightly", {"cron": "0 * * * *", "priority": 9}, headers=headers)
+    assert (status, after["version"]) == (200, 2)
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {"cron", "explain", "priority", "next_at", "upcoming", "updated_at", "version"}
+    assert await backend.get("/schedules/nightly") == (200, after)
+    status, refused = await call(backend, "PATCH", "/schedules/nightly", {"priority": 1}, headers=headers)
+    assert (status, refused["code"], refused["found"]) == (412, "PRECONDITION_FAILED", 2)
+    assert (await call(backend, "DELETE", "/schedules/nightly", headers=headers))[0] == 412
+
+
+async def test_an_update_to_another_task_takes_that_tasks_declaration(backend: Backend) -> None:
+    await created(backend, schedule_id="nightly", priority=2)
+    status, refused = await call(backend, "PATCH", "/schedules/nightly", {"task_name": "echo"})
+    assert (status, refused["field"]) == (400, "/task_kwargs/width")
+    change = {"task_name": "echo", "task_kwargs": {"message": 1}}
+    status, after = await call(backend, "PATCH", "/schedules/nightly", change)
+    assert (status, after["task_name"], after["priority"], after["task_kwargs"]) == (200, "echo", 7, {"message": 1})
+
+
+async def test_null_takes_an_end_away(backend: Backend) -> None:
+    ends_at = (datetime.now(UTC) + timedelta(days=3)).isoformat()
+    await created(backend, schedule_id="nightly", ends_at=ends_at)
+    status, after = await call(backend, "PATCH", "/schedules/nightly", {"ends_at": None})
+    assert (status, after["ends_at"]) == (200, None)
+
+
+async def test_large_arguments_are_kept_by_reference_and_outlive_an_update(backend: Backend) -> None:
+    before = await created(backend, schedule_id="big", task_name="echo", task_kwargs={"message": "x" * 20_000})
+    assert before["input"] is not None
+    assert before["task_kwargs"] is None
+    _, after = await call(backend, "PATCH", "/schedules/big", {"priority": 1})
+    assert after["input"] == before["input"]
+
+
+async def test_pause_resume_and_delete_answer_what_came_of_them(backend: Backend) -> None:
+    await created(backend, schedule_id="nightly")
+    for path, wanted, version in (("pause", "PAUSED", 2), ("pause", "PAUSED", 2), ("resume", "ACTIVE", 3)):
+        status, answer = await backend.post(f"/schedules/nightly/{path}")
+        assert (status, answer["status"], answer["version"]) == (200, wanted, version)
+        assert (await backend.get("/schedules/nightly"))[1]["status"] == wanted
+    assert await call(backend, "DELETE", "/schedules/nightly") == (204, None)
+    assert await call(backend, "DELETE", "/schedules/nightly") == (204, None)
+    for path in ("pause", "resume", "trigger"):
+        assert (await backend.post(f"/schedules/nightly/{path}"))[0] == 409
+    _, gone = await backend.get("/schedules/nightly")
+    assert (gone["status"], gone["next_at"], gone["upcoming"]) == ("DELETED", None, [])
+
+
+async def test_a_list_leaves_deleted_ones_out_unless_asked(backend: Backend) -> None:
+    await created(backend, schedule_id="one")
+    await created(backend, schedule_id="two", enabled=False)
+    await created(backend, schedule_id="three", task_name="echo", task_kwargs={})
+    await call(backend, "DELETE", "/schedules/one")
+
+    async def listed(**params: Any) -> list[str]:
+        _, answer = await backend.get("/schedules", params=params)
+        assert answer["total"] >= len(answer["schedules"])
+        return [schedule["schedule_id"] for schedule in answer["schedules"]]
+
+    assert await listed() == ["three", "two"]
+    assert await listed(status="DELETED") == ["one"]
+    assert await listed(status="PAUSED") == ["two"]
+    assert await listed(task_name="echo") == ["three"]
+    assert await listed(limit=1, offset=1) == ["two"]
+
+
+async def test_a_trigger_makes_the_task_at_once_and_once_for_a_key(backend: Backend) -> None:
+    before = await created(backend, schedule_id="nightly", key="ada", tags=["a"], queue_timeout_seconds=60)
+    status, one = await backend.post("/schedules/nightly/trigger", headers={"Idempotency-Key": "k 1"})
+    assert status == 201
+    assert (await backend.post("/schedules/nightly/trigger", headers={"Idempotency-Key": "k 1"}))[1] == one
+    _, other = await backend.post("/schedules/nightly/trigger")
+    assert (await backend.post("/schedules/nightly/trigger", headers={"Idempotency-Key": "k 1"}))[1]["task_id"] == one[
+        "task_id"
+    ]
+    assert one["task_id"] != other["task_id"]
+    _, task = await backend.get(f"/tasks/{one['task_id']}")
+    assert (task["status"], task["task_kwargs"]) == ("PENDING", {"width": 10})
+    _, after = await backend.get("/schedules/nightly")
+    assert (after["times_triggered"], after["next_at"], after["last_at"]) == (2, before["next_at"], None)
+    stored = await backend.log.at("tasks", one["task_id"], 1)
+    assert stored is not None
+    assert isinstance(stored.event.data, Submitted)
+    assert (stored.event.data.schedule_id, stored.event.data.key) == ("nightly", "ada")
+    long_key = {"Idempotency-Key": "x" * 256}
+    assert (await backend.post("/schedules/nightly/trigger", headers=long_key))[0] == 400
+
+
+async def test_what_is_not_there_is_said_to_be_not_there(backend: Backend) -> None:
+    for path in ("/pause", "/resume", "/trigger"):
+        assert (await backend.post(f"/schedules/none{path}"))[1]["code"] == "SCHEDULE_NOT_FOUND"
+    assert (await backend.get("/schedules/none"))[0] == 404
+    assert (await call(backend, "PATCH", "/schedules/none", {}))[0] == 404
+    assert (await call(backend, "DELETE", "/schedules/none"))[0] == 404
