@@ -18,6 +18,7 @@ import random
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
 from datetime import datetime
+from functools import cached_property
 from io import BytesIO
 from pathlib import Path
 from types import TracebackType
@@ -43,6 +44,8 @@ from eventq.services.answers import (
 
 if TYPE_CHECKING:
     from aiohttp import ClientResponse, ClientSession
+
+    from eventq.services.client_schedules import SchedulesClient
 
 Json = dict[str, Any]
 M = TypeVar("M", bound=BaseModel)
@@ -86,6 +89,13 @@ class Client:
         if self._session is not None:
             await self._session.close()
             self._session = None
+
+    @cached_property
+    def schedules(self) -> SchedulesClient:
+        """Schedules."""
+        from eventq.services.client_schedules import SchedulesClient
+
+        return SchedulesClient(self)
 
     async def submit(
         self,
@@ -259,7 +269,7 @@ class Client:
             async with self._opened().request(method, self._root + path, timeout=timeout, **options) as response:
                 if response.status >= 400 and response.status not in expected:
                     raise await _error(response)
-                return answer.model_validate_json(await response.read())
+                return answer.model_validate_json(await response.read() or b"{}")
         except (ClientError, TimeoutError) as error:
             raise _unreachable(self._root, error) from error
 

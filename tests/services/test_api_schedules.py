@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
+from eventq.events.errors import PreconditionFailed, ScheduleNotFound
 from eventq.events.schedule import TICK
 from eventq.events.subjects import TIMERS, timer_subject
 from eventq.events.task_events import Submitted
 from eventq.events.timers import Hint
+from eventq.services.client import Client
 from tests.services.backend import Backend
+from tests.services.command import Done, eventq
 
 DAILY = {"cron": "30 2 * * *", "time_zone": "Europe/Berlin", "task_name": "resize", "task_kwargs": {"width": 10}}
 
@@ -186,3 +190,45 @@ async def test_what_is_not_there_is_said_to_be_not_there(backend: Backend) -> No
     assert (await backend.get("/schedules/none"))[0] == 404
     assert (await call(backend, "PATCH", "/schedules/none", {}))[0] == 404
     assert (await call(backend, "DELETE", "/schedules/none"))[0] == 404
+
+
+async def test_the_client_does_all_that_the_api_does(backend: Backend) -> None:
+    async with Client(f"http://127.0.0.1:{backend.client.port}") as client:
+        made = await client.schedules.create("0 9 * * *", "resize", {"width": 3}, schedule_id="nine")
+        assert await client.schedules.get("nine") == made
+        changed = await client.schedules.update("nine", {"cron": "0 10 * * *"}, version=1)
+        assert (changed.cron, changed.version) == ("0 10 * * *", 2)
+        with pytest.raises(PreconditionFailed):
+            await client.schedules.update("nine", {"cron": "0 11 * * *"}, version=1)
+        assert (await client.schedules.pause("nine", reason="why")).status == "PAUSED"
+        assert (await client.schedules.resume("nine")).status == "ACTIVE"
+        task_id = (await client.schedules.trigger("nine", idempotency_key="k")).task_id
+        assert (await client.get(task_id)).task_kwargs == {"width": 3}
+        assert (await client.schedules.list(status=["ACTIVE"], task_name="resize")).total == 1
+        await client.schedules.delete("nine")
+        assert (await client.schedules.list()).total == 0
+        with pytest.raises(ScheduleNotFound):
+            await client.schedules.get("none")
+
+
+async def test_the_command_line_does_all_that_the_api_does(backend: Backend) -> None:
+    url = f"http://127.0.0.1:{backend.client.port}"
+
+    async def run(*arguments: str) -> Done:
+        done = await asyncio.to_thread(eventq, "schedules", *arguments, "--api", url)
+        assert done.code == 0, done
+        return done
+
+    made = await run(
+        "create", "30 2 * * *", "resize", "--id", "s", "--kwargs", '{"width": 4}', "--time-zone", "Europe/Berlin", "--json"
+    )
+    assert (made.json["schedule_id"], made.json["task_kwargs"]) == ("s", {"width": 4})
+    assert (await run("update", "s", "--cron", "0 4 * * *", "--if-version", "1", "--json")).json["version"] == 2
+    assert "At 04:00 every day" in (await run("show", "s")).stdout
+    assert "ACTIVE" in (await run("list")).stdout
+    assert (await run("pause", "s", "--json")).json["status"] == "PAUSED"
+    assert (await run("resume", "s", "--json")).json["status"] == "ACTIVE"
+    task_id = (await run("trigger", "s")).stdout.strip()
+    assert (await backend.get(f"/tasks/{task_id}"))[0] == 200
+    assert (await run("delete", "s", "--json")).json == {"schedule_id": "s", "status": "DELETED"}
+    assert (await run("list", "--status", "deleted", "--json")).json["total"] == 1
