@@ -18,6 +18,9 @@ EVENT_MAX_BYTES = 256 * 1024
 PRIORITY_MIN, PRIORITY_MAX, PRIORITY_DEFAULT = 0, 10, 5
 """Larger is more urgent."""
 
+WEIGHT_PER_PRIORITY = 1.5
+"""A priority gets 1.5 times the share of the priority one below: 10 against 0 is 58 to 1, and 0 still moves."""
+
 RETRIES_MAX = 100
 TIMEOUT_MAX_S = 7 * 24 * 3600.0
 ERROR_MESSAGE_MAX_CHARS = 4_000

@@ -27,13 +27,11 @@ from nats.js.errors import APIError
 from eventq.events.broker import Broker
 from eventq.events.envelope import Event, decode
 from eventq.events.errors import Damaged
+from eventq.events.limits import WEIGHT_PER_PRIORITY
 from eventq.events.routes import Routes
 from eventq.events.subjects import EVENTS, QUEUE_CREATED, Route, route_of_consumer, work_consumer
 
 log = structlog.get_logger("eventq.puller")
-
-WEIGHT_PER_PRIORITY = 1.5
-"""A route gets 1.5 times the chance of the route one priority below: 10 against 0 is 58 to 1, and 0 still moves."""
 
 PARK_S = 5.0
 LOOK_FOR_QUEUES_S = 5.0

@@ -1,0 +1,408 @@
+"""Who may pass the gate of a queue, and when: the fold of one queue's events and of its tasks'. Pure, and quick.
+
+A task that waits at the gate is *held*. The gate admits it by an event of the queue, after which it becomes ``queued`` by an
+event of its own. From its admission until it leaves the workers' hands it *holds* a slot: while it waits for a worker, runs,
+or stands frozen; an attempt that is lost or interrupted keeps the slot for the next. All of that is counted from the log, and
+every admission bears the queue's version that it was counted at. So of two gates that count the same one wins, the other
+counts anew, and no limit is ever exceeded by admissions, however many gates there are and whenever they die.
+
+Who comes next: priorities share by weight, and within a priority the oldest comes first, or, where the queue is shared by
+keys, the keys take turns. Both by start-time fair queueing (:class:`Turns`), folded from the admissions like all else: who was
+away has saved up nothing, who came back has forfeited nothing.
+
+Choosing is a trial: what it takes is put back, because only the log says what was admitted.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass, field
+from enum import Enum
+from heapq import heappop, heappush
+from math import ceil, inf
+from typing import Any
+
+from eventq.events import gcra
+from eventq.events.limits import WEIGHT_PER_PRIORITY
+from eventq.events.queue import Queue
+from eventq.events.queue_events import Admission, QueueLimits, Rate
+
+ADMIT_MAX = 500
+"""Tasks in one admission: some 75 KB of event."""
+
+FAIR_WINDOW = 200
+"""Of a queue whose keys take turns, at most so many tasks are admitted and not started yet: workers take those in the order of
+their admission, so this is how far a newcomer may be behind."""
+
+RATE_AHEAD_S = 1.0
+"""Of a queue with a rate, at most so many seconds' worth of starts are admitted and not started yet (and always the burst):
+when workers come back after a while, no more than that come at once."""
+
+FORGET_AT = 1_000
+"""Keys remembered before those that need not be are forgotten."""
+
+
+class Stage(Enum):
+    """How far a ready task is. ``HELD``: at the gate; ``ADMITTED``: let through, and not queued yet; ``ROUTED``: a work item
+    waits for a worker; ``RUNNING``: a worker has it, running or frozen."""
+
+    HELD = "held"
+    ADMITTED = "admitted"
+    ROUTED = "routed"
+    RUNNING = "running"
+
+
+WAITING_STAGES = frozenset({Stage.ADMITTED, Stage.ROUTED})
+
+
+@dataclass(slots=True)
+class Entry:
+    """One ready task of a queue. ``position``: since when it has been in line; ``gated``: it waits for admission whenever it
+    becomes ready; ``state``: the whole of it, while it is held."""
+
+    version: int
+    stage: Stage
+    key: str | None
+    priority: int
+    position: int
+    gated: bool
+    state: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pick:
+    """A task chosen to be admitted."""
+
+    task_id: str
+    entry: Entry
+
+
+_Place = tuple[int, str, int]
+"""Since when, which task, at which version."""
+
+_Turn = tuple[float, int, str | None]
+"""When, since when its first task waits, which key. No two have the same of the first two: positions are unique."""
+
+
+class Turns:
+    """Start-time fair queueing: whoever has had least is next, and nobody saves up while away. With ``base`` a trial on top of
+    another, which it leaves as it is."""
+
+    def __init__(self, base: Turns | None = None) -> None:
+        self._base = base
+        self._finish: dict[Hashable, float] = {}
+        self._now: float = 0.0 if base is None else base._now
+
+    def finish(self, who: Hashable) -> float:
+        """When its last turn ended; 0 where that is past and forgotten."""
+        found = self._finish.get(who)
+        if found is not None:
+            return found
+        return self._base.finish(who) if self._base is not None else 0.0
+
+    def start(self, who: Hashable) -> float:
+        """When its next turn would begin."""
+        return max(self._now, self.finish(who))
+
+    def take(self, who: Hashable, cost: float = 1.0) -> None:
+        """It has had a turn."""
+        self._now = self.start(who)
+        self._finish[who] = self._now + cost
+        if self._base is None and len(self._finish) > FORGET_AT:
+            kept = {one: at for one, at in self._finish.items() if at > self._now}
+            if len(kept) < len(self._finish) // 2:
+                self._finish = kept
+
+
+@dataclass(slots=True)
+class _Level:
+    """The held tasks of one priority. ``lanes``: of each key those that were held, oldest first, of which some may be held no
+    more; ``turns``: which key is next, and with which turn; ``listed``: the one turn of each key that counts."""
+
+    lanes: dict[str | None, list[_Place]] = field(default_factory=dict[str | None, list["_Place"]])
+    turns: list[_Turn] = field(default_factory=list["_Turn"])
+    listed: dict[str | None, _Turn] = field(default_factory=dict[str | None, "_Turn"])
+
+    def list(self, turn: _Turn) -> None:
+        """Let the key have this turn, and no other."""
+        self.listed[turn[2]] = turn
+        heappush(self.turns, turn)
+        if len(self.turns) > 2 * len(self.listed) + FORGET_AT:
+            self.turns = sorted(self.listed.values(), key=lambda one: one[:2])
+
+    def next(self) -> _Turn | None:
+        """Take the next turn off the list."""
+        while self.turns:
+            turn = heappop(self.turns)
+            if self.listed.get(turn[2]) == turn:
+                del self.listed[turn[2]]
+                return turn
+        return None
+
+
+class _Trial:
+    """What would be true if the tasks chosen so far had been admitted."""
+
+    def __init__(self, line: Line) -> None:
+        self.priorities = Turns(line.priorities)
+        self.keys = Turns(line.keys)
+        self.chosen: list[tuple[str, Entry]] = []
+        self.of_key: Counter[str] = Counter()
+        self.arrivals: dict[str, float] = {}
+        self.parked: set[str] = set()
+
+
+class Line:
+    """One queue: who waits at its gate, who holds its slots, and who may pass now."""
+
+    def __init__(self) -> None:
+        self.queue = Queue()
+        self.entries: dict[str, Entry] = {}
+        self.stages: Counter[Stage] = Counter()
+        self.strangers: dict[str, int] = {}
+        """Tasks with a work item that no gate let through, and the version of it."""
+        self.owed: dict[str, Entry] = {}
+        """Admitted, and not queued yet."""
+        self.priorities = Turns()
+        self.keys = Turns()
+        self._levels: dict[int, _Level] = {}
+        self._holders_of: Counter[str] = Counter()
+        self._waiting_of: Counter[str] = Counter()
+        self._arrival = gcra.NEVER
+        self._arrivals: dict[str, float] = {}
+        self._forget_at = FORGET_AT
+        self._parked: dict[str, set[int]] = {}
+        self._due: list[tuple[float, str]] = []
+
+    # What it is
+
+    @property
+    def limits(self) -> QueueLimits:
+        return self.queue.limits
+
+    @property
+    def shared(self) -> bool:
+        """Whether keys take turns."""
+        return self.limits.fair or self.limits.max_running_per_key is not None or self.limits.rate_per_key is not None
+
+    @property
+    def holders(self) -> int:
+        """How many slots are taken."""
+        return len(self.entries) - self.stages[Stage.HELD]
+
+    @property
+    def waiting(self) -> int:
+        """How many tasks are admitted and not started."""
+        return self.stages[Stage.ADMITTED] + self.stages[Stage.ROUTED]
+
+    # Fold
+
+    def set_queue(self, queue: Queue) -> None:
+        """The queue's own state changed."""
+        before, self.queue = self.limits, queue
+        if before == queue.limits:
+            return
+        if before.rate != queue.limits.rate:
+            self._arrival = gcra.NEVER
+        if before.rate_per_key != queue.limits.rate_per_key:
+            self._arrivals.clear()
+        self._parked.clear()
+        self._due.clear()
+        for level in self._levels.values():
+            level.turns.clear()
+            level.listed.clear()
+            for key in level.lanes:
+                self._list(level, key, self.keys)
+
+    def set_entry(self, task_id: str, entry: Entry | None) -> None:
+        """The task is as ``entry`` says, or is not ready, or in another queue (``None``)."""
+        before = self.entries.pop(task_id, None)
+        if before is not None:
+            self._count(before, -1)
+            self.strangers.pop(task_id, None)
+            self.owed.pop(task_id, None)
+        if entry is None:
+            return
+        if before is not None and before.stage is not Stage.RUNNING:
+            entry.position = min(entry.position, before.position)
+        self.entries[task_id] = entry
+        self._count(entry, +1)
+        if entry.stage is Stage.HELD:
+            self._put(task_id, entry)
+        elif entry.stage is Stage.ADMITTED:
+            self.owed[task_id] = entry
+        elif entry.stage is Stage.ROUTED and not entry.gated:
+            self.strangers[task_id] = entry.version
+
+    def note_admissions(self, at: float, admissions: Iterable[Admission]) -> None:
+        """The queue let these through at ``at`` (POSIX seconds)."""
+        rate, rate_per_key = self.limits.rate, self.limits.rate_per_key
+        for admission in admissions:
+            key = admission.key
+            if rate is not None:
+                self._arrival = gcra.charge(rate, self._arrival, at)
+            if rate_per_key is not None and key is not None:
+                self._arrivals[key] = gcra.charge(rate_per_key, self._arrivals.get(key, gcra.NEVER), at)
+            entry = self.entries.get(admission.task_id)
+            self.keys.take(key)
+            if entry is not None and entry.stage is Stage.HELD and entry.version == admission.version:
+                self.priorities.take(entry.priority, _cost(entry.priority))
+                admitted = Entry(entry.version, Stage.ADMITTED, key, entry.priority, entry.position, True, entry.state)
+                self.set_entry(admission.task_id, admitted)
+        if len(self._arrivals) > self._forget_at:
+            self._arrivals = {one: arrival for one, arrival in self._arrivals.items() if arrival > at}
+            self._forget_at = max(FORGET_AT, 2 * len(self._arrivals))
+
+    def _count(self, entry: Entry, by: int) -> None:
+        self.stages[entry.stage] += by
+        if entry.key is None or entry.stage is Stage.HELD:
+            return
+        _add(self._holders_of, entry.key, by)
+        if entry.stage in WAITING_STAGES:
+            _add(self._waiting_of, entry.key, by)
+        if by < 0:
+            self._unpark(entry.key)
+
+    def _put(self, task_id: str, entry: Entry) -> None:
+        level = self._levels.setdefault(entry.priority, _Level())
+        heappush(level.lanes.setdefault(entry.key, []), (entry.position, task_id, entry.version))
+        parked = entry.key is not None and entry.priority in self._parked.get(entry.key, ())
+        if entry.key not in level.listed and not parked:
+            self._list(level, entry.key, self.keys)
+
+    def _list(self, level: _Level, key: str | None, turns: Turns) -> None:
+        """Put the key where its turn is."""
+        if lane := level.lanes.get(key):
+            level.list((turns.start(key) if self.shared else 0.0, lane[0][0], key))
+
+    def _unpark(self, key: str) -> None:
+        for priority in self._parked.pop(key, ()):
+            self._list(self._levels[priority], key, self.keys)
+
+    # Choose
+
+    def choose(self, now: float, most: int = ADMIT_MAX) -> list[Pick]:
+        """Whom to admit at ``now`` (POSIX seconds), in order; at most ``most``."""
+        while self._due and self._due[0][0] <= now:
+            self._unpark(heappop(self._due)[1])
+        room = min(most, self._room(now))
+        trial = _Trial(self)
+        open_levels = {priority for priority, level in self._levels.items() if level.listed}
+        while open_levels and len(trial.chosen) < room:
+            priority = min(open_levels, key=lambda one: (trial.priorities.start(one), -one))
+            if not self._choose_one(priority, trial, now):
+                open_levels.discard(priority)
+        self._put_back(trial)
+        return [Pick(task_id, entry) for task_id, entry in trial.chosen]
+
+    def next_at(self, now: float) -> float | None:
+        """When time alone may let another pass; ``None`` where only an event can. Ask after :meth:`choose` chose nobody."""
+        if self.queue.paused or not self.stages[Stage.HELD]:
+            return None
+        times = [self._due[0][0]] if self._due else []
+        rate = self.limits.rate
+        if rate is not None and not gcra.available(rate, self._arrival, now):
+            times.append(gcra.allowed_at(rate, self._arrival))
+        return min(times, default=None)
+
+    def _room(self, now: float) -> int:
+        """How many the limits of the whole queue let through."""
+        if self.queue.paused:
+            return 0
+        limits = self.limits
+        rooms: list[int] = []
+        if limits.max_running is not None:
+            rooms.append(limits.max_running - self.holders)
+        if self.shared:
+            rooms.append(FAIR_WINDOW - self.waiting)
+        if limits.rate is not None:
+            rooms += [gcra.available(limits.rate, self._arrival, now), rate_ahead(limits.rate) - self.waiting]
+        return max(0, min(rooms, default=ADMIT_MAX))
+
+    def _choose_one(self, priority: int, trial: _Trial, now: float) -> bool:
+        level = self._levels[priority]
+        while (turn := level.next()) is not None:
+            at, position, key = turn
+            lane = level.lanes[key]
+            self._drop_stale(lane)
+            if not lane:
+                del level.lanes[key]
+            elif key is not None and (until := self._blocked_until(key, trial, now)) is not None:
+                self._park(key, priority, until, trial)
+            elif (self.shared and trial.keys.finish(key) > at) or lane[0][0] > position:
+                level.list((max(at, trial.keys.finish(key)) if self.shared else 0.0, lane[0][0], key))
+            else:
+                self._take(level, priority, key, trial, now)
+                return True
+        return False
+
+    def _take(self, level: _Level, priority: int, key: str | None, trial: _Trial, now: float) -> None:
+        task_id = heappop(level.lanes[key])[1]
+        trial.chosen.append((task_id, self.entries[task_id]))
+        trial.priorities.take(priority, _cost(priority))
+        trial.keys.take(key)
+        if key is not None:
+            trial.of_key[key] += 1
+            if (rate := self.limits.rate_per_key) is not None:
+                trial.arrivals[key] = gcra.charge(rate, self._arrival_of(key, trial), now)
+        self._list(level, key, trial.keys)
+
+    def _put_back(self, trial: _Trial) -> None:
+        """As if nobody had been chosen: keys that had a turn are listed where they were."""
+        touched: set[tuple[int, str | None]] = set()
+        for task_id, entry in trial.chosen:
+            level = self._levels[entry.priority]
+            heappush(level.lanes.setdefault(entry.key, []), (entry.position, task_id, entry.version))
+            touched.add((entry.priority, entry.key))
+        for key in trial.parked:
+            self._unpark(key)
+        for priority, lane_key in touched:
+            self._list(self._levels[priority], lane_key, self.keys)
+
+    def _drop_stale(self, lane: list[tuple[int, str, int]]) -> None:
+        while lane:
+            _, task_id, version = lane[0]
+            entry = self.entries.get(task_id)
+            if entry is not None and entry.stage is Stage.HELD and entry.version == version:
+                return
+            heappop(lane)
+
+    def _blocked_until(self, key: str, trial: _Trial, now: float) -> float | None:
+        """``None``: its next task may pass; else when time alone may change that, infinity where only an event can."""
+        limits = self.limits
+        most = limits.max_running_per_key
+        if most is not None and self._holders_of[key] + trial.of_key[key] >= most:
+            return inf
+        rate = limits.rate_per_key
+        if rate is None:
+            return None
+        if self._waiting_of[key] + trial.of_key[key] >= rate_ahead(rate):
+            return inf
+        arrival = self._arrival_of(key, trial)
+        return None if gcra.available(rate, arrival, now) else gcra.allowed_at(rate, arrival)
+
+    def _arrival_of(self, key: str, trial: _Trial) -> float:
+        return trial.arrivals.get(key, self._arrivals.get(key, gcra.NEVER))
+
+    def _park(self, key: str, priority: int, until: float, trial: _Trial) -> None:
+        self._parked.setdefault(key, set()).add(priority)
+        if trial.of_key[key]:
+            trial.parked.add(key)  # because of what was only tried
+        elif until < inf:
+            heappush(self._due, (until, key))
+
+
+def rate_ahead(rate: Rate) -> int:
+    """How many may be admitted and not started."""
+    return max(rate.burst, ceil(RATE_AHEAD_S / gcra.interval_s(rate)))
+
+
+def _cost(priority: int) -> float:
+    return WEIGHT_PER_PRIORITY**-priority
+
+
+def _add(counter: Counter[str], key: str, by: int) -> None:
+    counter[key] += by
+    if not counter[key]:
+        del counter[key]
