@@ -9,18 +9,23 @@ from typing import Any
 import nats.errors
 import orjson
 import structlog
-from nats.js.errors import APIError, BucketNotFoundError, NoKeysError
+from nats.aio.msg import Msg
+from nats.js.errors import APIError, BucketNotFoundError, NoKeysError, NotFoundError
 
 from eventq.events.broker import Broker
 from eventq.events.errors import LogUnavailable
-from eventq.events.subjects import PRESENCE
+from eventq.events.subjects import PRESENCE, alive_subject
 
 log = structlog.get_logger("eventq.presence")
+
+PROBE_S = 0.3
+"""How long to wait for the broker to say that nobody listens; it says so at once, also across a cluster."""
 
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """What a living worker says of itself. ``running``: ids of the tasks it holds; ``at``: aware UTC, its own clock."""
+    """What a living worker says of itself. ``running``: ids of the tasks it holds; ``at``: aware UTC, its own clock;
+    ``status``: what it obeys now, which is what the log wants of it an instant later."""
 
     worker_id: str
     hostname: str
@@ -28,6 +33,7 @@ class Heartbeat:
     capacity: int
     running: list[str]
     at: datetime
+    status: str = "ACTIVE"
 
 
 async def beat(broker: Broker, heartbeat: Heartbeat) -> None:
@@ -43,6 +49,42 @@ async def leave(broker: Broker, worker_id: str) -> None:
     """Withdraw the worker's presence at once instead of letting it lapse."""
     bucket = await broker.js.key_value(PRESENCE)
     await bucket.delete(worker_id)
+
+
+async def heartbeat_of(broker: Broker, worker_id: str) -> Heartbeat | None:
+    """The worker's last heartbeat, ``None`` where it lapsed. Raises ``LogUnavailable``."""
+    try:
+        bucket = await broker.js.key_value(PRESENCE)
+        value = (await bucket.get(worker_id)).value
+        return _read(value) if value else None
+    except NotFoundError:  # of the key, which the bucket's errors derive from, or of the bucket
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        log.warning("presence.unreadable_heartbeat", worker_id=worker_id, error=repr(error))
+        return None
+    except (APIError, nats.errors.Error, TimeoutError) as error:
+        raise LogUnavailable(f"presence cannot be read: {error!r}") from error
+
+
+async def reachable(broker: Broker, worker_id: str) -> bool:
+    """Whether any connection of the worker is still open: each listens on a subject of its own, and the broker says at once
+    where nobody does. No answer at all says nothing and counts as yes."""
+    try:
+        await broker.nc.request(alive_subject(worker_id), b"", timeout=PROBE_S)
+    except nats.errors.NoRespondersError:
+        return False
+    except (nats.errors.Error, TimeoutError):
+        return True
+    return True
+
+
+async def listen(broker: Broker, worker_id: str) -> None:
+    """Be found by :func:`reachable` for as long as this connection is open. Nothing is ever answered: to listen is enough."""
+    await broker.nc.subscribe(alive_subject(worker_id), cb=_ignore)
+
+
+async def _ignore(_: Msg) -> None:
+    return
 
 
 async def present(broker: Broker) -> dict[str, Heartbeat]:
@@ -78,4 +120,5 @@ def _read(value: bytes) -> Heartbeat:
         capacity=int(raw["capacity"]),
         running=list(map(str, raw["running"])),
         at=datetime.fromisoformat(raw["at"]).astimezone(UTC),
+        status=str(raw.get("status", "ACTIVE")),
     )

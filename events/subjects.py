@@ -22,6 +22,9 @@ CANCEL_REQUESTS = "tasks.*.*.cancel_requested"
 QUEUE_CREATED = "ctl.queue_created"
 """Core message (a hint, it may be lost): a queue got its first consumer; workers look at once instead of at the next look."""
 
+DISCONNECTS = "$SYS.ACCOUNT.*.DISCONNECT"
+"""The broker's own events, for users of its system account: a client's connection ended."""
+
 EXPECTED_SEQUENCE = "Nats-Expected-Last-Subject-Sequence"
 EXPECTED_SEQUENCE_SUBJECT = "Nats-Expected-Last-Subject-Sequence-Subject"
 
@@ -63,6 +66,11 @@ def version_check(aggregate: str, aggregate_id: str, version: int) -> dict[str, 
         EXPECTED_SEQUENCE: "0",
         EXPECTED_SEQUENCE_SUBJECT: version_filter(aggregate, aggregate_id, version),
     }
+
+
+def alive_subject(worker_id: str) -> str:
+    """Where each connection of a worker listens, so that others can ask the broker whether any is open."""
+    return f"ctl.alive.{worker_id}"
 
 
 def work_consumer(route: Route) -> str:

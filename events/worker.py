@@ -101,8 +101,10 @@ class StopWorker:
 
 @dataclass(frozen=True, slots=True)
 class LoseWorker:
-    """It is gone without a word. Said by whoever found it, never by the worker itself."""
+    """It is gone without a word. Said by whoever found it, never by the worker itself. ``version``: the version that was
+    found silent; of several who found out, the later ones must not call lost a worker that has come back since."""
 
+    version: int
     evidence: Literal["disconnected", "presence_lapsed"]
     running: tuple[str, ...]
 
@@ -144,6 +146,8 @@ def decide_worker(command: WorkerCommand, worker: Worker) -> list[EventData]:
         case StopWorker():
             return [WorkerStopped(reason=command.reason)]
         case LoseWorker():
+            if command.version != worker.version:
+                return []
             return [WorkerLost(evidence=command.evidence, running=list(command.running))]
 
 

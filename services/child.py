@@ -25,6 +25,10 @@ from typing import IO
 NOTIFY_SOCKET = "NOTIFY_SOCKET"
 """Name of the variable that holds the datagram socket for `announce_ready` (systemd's protocol)."""
 
+READY = b"READY=1"
+FINISHED = b"STOPPING=1\nX_EVENTQ_FINISHED=1"
+"""Systemd passes over variables that begin with ``X_``."""
+
 # The parent may be gone before the request is made: then nobody will ever send the signal, so leave at once.
 _BECOME = """
 import ctypes, os, signal, sys
@@ -92,12 +96,21 @@ def announce_ready() -> None:
 
     The protocol is systemd's (`Type=notify`), so a unit file works as well as `eventq up`.
     """
+    _notify(READY)
+
+
+def announce_finished() -> None:
+    """Tell whoever started this process that it ends because its work is done: it is not to be started again."""
+    _notify(FINISHED)
+
+
+def _notify(message: bytes) -> None:
     path = os.environ.get(NOTIFY_SOCKET)
     if not path:
         return
     address = "\0" + path[1:] if path.startswith("@") else path
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel, suppress(OSError):
-        channel.sendto(b"READY=1", address)
+        channel.sendto(message, address)
 
 
 def describe_exit(code: int) -> str:

@@ -127,6 +127,11 @@ class EmbeddedBroker:
         """The server's process id; None before the first start."""
         return self._process.pid if self._process else None
 
+    @property
+    def finished(self) -> bool:
+        """Never: a broker has no end of its own."""
+        return False
+
     async def start(self) -> None:
         """Start the server and return when it accepts clients (about 70 ms on an empty store).
 

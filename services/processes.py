@@ -27,8 +27,9 @@ from eventq.events.log import EventLog
 from eventq.events.schedule import TICK
 from eventq.events.submitter import Submitter
 from eventq.events.timers import DUE, START_BY
-from eventq.services.child import announce_ready
+from eventq.services.child import announce_finished, announce_ready
 from eventq.services.follower import Follower
+from eventq.services.gate import Gate
 from eventq.services.promoter import SOURCE as SCHEDULER
 from eventq.services.promoter import Answer, Promoter
 from eventq.services.reconciler import Reconciler
@@ -161,12 +162,14 @@ async def run_scheduler(settings: Settings) -> int:
         answers[("schedules", TICK)] = ticks.tick
         schedule_sweep = ScheduleSweep(event_log, ticks)
         reconciler = Reconciler(event_log, lease_s=settings.lease_s)
-        follower = Follower(event_log.broker, [reconciler, schedule_sweep])
+        gate = Gate(event_log)
+        follower = Follower(event_log.broker, [reconciler, schedule_sweep, gate])
         duties = (
             asyncio.create_task(Promoter(event_log.broker, answers).run(), name="promoter"),
             asyncio.create_task(follower.run(), name="follower"),
             asyncio.create_task(reconciler.run(follower), name="reconciler"),
             asyncio.create_task(schedule_sweep.run(follower), name="schedules"),
+            asyncio.create_task(gate.run(follower), name="gate"),
         )
         announce_ready()
         log.info("scheduler.ready")
@@ -203,6 +206,8 @@ async def run_worker(settings: Settings) -> int:
         if ready.is_set():
             announce_ready()
         await running
+        if worker.drained:
+            announce_finished()
     if worker.ghosts:
         # Leaving the event loop would wait for them, and they end never. All that counts is stored and closed.
         log.warning("worker.leaves_ghosts", coroutines=worker.ghosts)

@@ -1,6 +1,7 @@
 """Processes started in order, kept running, stopped in the reverse order.
 
-What ends is started again after a pause that doubles. A process that never became ready at the *first* start is a
+What ends is started again after a pause that doubles, unless it said before (`child.announce_finished`) and by its exit code
+that its work is done: a worker that was drained stays away. A process that never became ready at the *first* start is a
 mistake to be shown, not to be repeated: then everything stops. Stopping begins with whoever was started last, which
 depends on the others. The second signal kills. If this process itself is killed, its children die with it (`child`).
 """
@@ -13,7 +14,7 @@ import signal
 import socket
 import tempfile
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, Protocol
@@ -44,6 +45,11 @@ class Unit(Protocol):
 
     @property
     def pid(self) -> int | None: ...
+
+    @property
+    def finished(self) -> bool:
+        """Whether it ended because its work is done."""
+        ...
 
     async def start(self) -> None:
         """Return once it is ready; raise an `EventqError`, with nothing left running, when it will not be."""
@@ -84,6 +90,13 @@ class ManagedProcess:
         self._ready_s = ready_s
         self._stop_s = stop_s
         self._process: asyncio.subprocess.Process | None = None
+        self._said = _Said(asyncio.Event(), asyncio.Event())
+        self._listening = ExitStack()
+
+    @property
+    def finished(self) -> bool:
+        """Whether it ended with code 0 and had said that its work is done."""
+        return self._process is not None and self._process.returncode == 0 and self._said.finished.is_set()
 
     @property
     def pid(self) -> int | None:
@@ -105,7 +118,9 @@ class ManagedProcess:
     async def wait(self) -> int:
         """Wait until the process ends; its exit code, negative for a signal."""
         assert self._process is not None, "not started"
-        return await self._process.wait()
+        code = await self._process.wait()
+        self._listening.close()
+        return code
 
     async def stop(self) -> None:
         """SIGTERM; after the patience given, SIGKILL to it and all it started."""
@@ -118,21 +133,22 @@ class ManagedProcess:
             child.kill_group(self._process.pid)
 
     async def _launch(self) -> None:
+        self._listening.close()
         with ExitStack() as stack:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="eventq-"))
-            ready = asyncio.Event()
-            address = f"{folder}/ready"  # a short path: socket names end at 108 characters
+            said = self._said = _Said(asyncio.Event(), asyncio.Event())
+            address = f"{folder}/notify"  # a short path: socket names end at 108 characters
             listener, _ = await asyncio.get_running_loop().create_datagram_endpoint(
-                lambda: _ReadyListener(ready), local_addr=address, family=socket.AF_UNIX
+                lambda: _Listener(said), local_addr=address, family=socket.AF_UNIX
             )
             stack.callback(listener.close)
-            self._process = await child.spawn(
-                self._command,
-                env={**self._environment, child.NOTIFY_SOCKET: address},
-                output=stack.enter_context(_open_log(self._log_file)) if self._log_file else None,
-            )
+            with _open_log(self._log_file) if self._log_file else nullcontext() as output:
+                self._process = await child.spawn(
+                    self._command, env={**self._environment, child.NOTIFY_SOCKET: address}, output=output
+                )
             if self._ready == "announced":
-                await self._wait_ready(self._process, ready)
+                await self._wait_ready(self._process, said.ready)
+            self._listening = stack.pop_all()  # until it ends: it may say that its work is done
 
     async def _wait_ready(self, process: asyncio.subprocess.Process, ready: asyncio.Event) -> None:
         waits = [asyncio.ensure_future(ready.wait()), asyncio.ensure_future(process.wait())]
@@ -154,13 +170,23 @@ class ManagedProcess:
         return "\n".join([f"; the end of {self._log_file}:", *lines])
 
 
-class _ReadyListener(asyncio.DatagramProtocol):
-    def __init__(self, ready: asyncio.Event) -> None:
-        self._ready = ready
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """What a process has said of itself."""
+
+    ready: asyncio.Event
+    finished: asyncio.Event
+
+
+class _Listener(asyncio.DatagramProtocol):
+    def __init__(self, said: _Said) -> None:
+        self._said = said
 
     def datagram_received(self, data: bytes, addr: object) -> None:
-        if b"READY=1" in data.split(b"\n"):
-            self._ready.set()
+        if data == child.FINISHED:
+            self._said.finished.set()
+        elif child.READY in data.split(b"\n"):
+            self._said.ready.set()
 
 
 def _open_log(file: Path) -> IO[bytes]:
@@ -201,7 +227,7 @@ class Supervisor:
 
     def pids(self) -> dict[str, int]:
         """Process ids of the units by name."""
-        return {unit.name: unit.pid for stage in self._stages for unit in stage if unit.pid is not None}
+        return {unit.name: unit.pid for unit in self._units() if unit.pid is not None and not unit.finished}
 
     async def start(self, *units: Unit) -> None:
         """Start one stage: its units together, each watched from when it is ready. Raises what the first to fail raised."""
@@ -267,7 +293,7 @@ class Supervisor:
         self._watches.append(asyncio.create_task(self._watch(unit), name=f"watch {unit.name}"))
 
     async def _stop_one(self, unit: Unit) -> None:
-        if unit.pid is not None:
+        if unit.pid is not None and not unit.finished:
             await unit.stop()
             self._report(f"{unit.name}: {child.describe_exit(await unit.wait())}")
 
@@ -278,6 +304,10 @@ class Supervisor:
         while True:
             began = clock()
             end = child.describe_exit(await unit.wait())
+            if unit.finished:
+                self._report(f"{unit.name}: {end}: its work is done, it is not started again")
+                self.changed()
+                return
             pause_s = self._backoff.next_s(pause_s, clock() - began)
             self._report(f"{unit.name}: {end}; starting it again in {pause_s:g} s")
             await asyncio.sleep(pause_s)

@@ -20,7 +20,7 @@ import structlog
 from eventq.events.bootstrap import PRESENCE_TTL_S
 from eventq.events.broker import Broker
 from eventq.events.errors import LogUnavailable
-from eventq.events.presence import Heartbeat, beat, leave
+from eventq.events.presence import Heartbeat, beat, leave, listen
 
 log = structlog.get_logger("eventq.lease_keeper")
 
@@ -86,6 +86,7 @@ class LeaseKeeper:
     async def _keep(self) -> None:
         heartbeat = self._describe()
         async with await Broker.connect(self._nats_url, name=f"lease-keeper {heartbeat.worker_id}") as broker:
+            await listen(broker, heartbeat.worker_id)
             hurry = asyncio.Event()
             broker.on_reconnect.append(hurry.set)
             self._started.set()

@@ -21,7 +21,7 @@ from eventq.events.data import ErrorInfo
 from eventq.events.errors import EventqError
 from eventq.events.report import LogLine, Progress
 from eventq.workers.config import Isolation
-from eventq.workers.devices import Device
+from eventq.workers.devices import CPU, Device
 from eventq.workers.frames import BadFrame, FrameError, pack, read_frame
 from eventq.workers.outcome import Outcome, Raised, Returned, Stopped, StopReason
 from eventq.workers.process_main import isolation_to
@@ -222,6 +222,29 @@ class ChildPool:
     def __init__(self, isolation: Isolation, devices: Sequence[Device]) -> None:
         self._isolation = isolation
         self._free: list[Device | Child] = list(devices)
+        self._size = len(devices)
+        self._surplus = 0
+        self._ending: set[asyncio.Task[None]] = set()
+
+    def resize(self, size: int) -> None:
+        """Have places for ``size`` children on the CPU from now on. Of fewer, those that run something go when it is done."""
+        self._surplus += self._size - size
+        self._size = size
+        while self._surplus < 0:
+            self._surplus += 1
+            self._free.append(CPU)
+        self._shed()
+
+    def _shed(self) -> None:
+        """Give up free places while there are too many, empty ones first."""
+        self._free.sort(key=lambda place: not isinstance(place, Child))
+        while self._surplus > 0 and self._free:
+            self._surplus -= 1
+            place = self._free.pop()
+            if isinstance(place, Child):
+                ending = asyncio.create_task(place.kill())
+                self._ending.add(ending)
+                ending.add_done_callback(self._ending.discard)
 
     async def take(self) -> Child:
         """A child that runs nothing. There are as many as the worker has slots, so one is always to be had."""
@@ -241,9 +264,11 @@ class ChildPool:
     def give_back(self, child: Child) -> None:
         """The child is free again; a dead or unfit one leaves its device's place empty."""
         self._free.append(child if child.fit else child.device)
+        if self._surplus > 0:
+            self._shed()
 
     async def close(self) -> None:
         """End all children that run nothing."""
         children = [place for place in self._free if isinstance(place, Child)]
         self._free.clear()
-        await asyncio.gather(*(child.kill() for child in children))
+        await asyncio.gather(*(child.kill() for child in children), *self._ending)

@@ -2,6 +2,8 @@
 
 Stopping: no new work; running attempts get ``grace_s`` to finish; what still runs is stopped and handed back as
 ``queued (interrupted)``, which costs the task nothing; then the worker says in the log that it stopped.
+
+Drained (somebody wrote so into its history) it stops in the same way, but lets running attempts take as long as they need.
 """
 
 from __future__ import annotations
@@ -11,23 +13,23 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from typing import Any
 
 import structlog
 
 from eventq.events.blobs import BlobStore
 from eventq.events.broker import Broker
 from eventq.events.ending import end
-from eventq.events.envelope import next_event
 from eventq.events.errors import EventqError, LogDamaged, Unavailable
 from eventq.events.failpoints import failpoint
 from eventq.events.handle import read_task
 from eventq.events.log import EventLog
-from eventq.events.presence import Heartbeat
+from eventq.events.presence import Heartbeat, listen
 from eventq.events.reader import Tail
 from eventq.events.subjects import CANCEL_REQUESTS, EVENTS
-from eventq.events.worker import NO_WORKER, WORKERS
 from eventq.events.worker import Worker as WorkerState
-from eventq.events.worker_events import WorkerRegistered, WorkerStopped
+from eventq.events.worker import WorkerStatus
+from eventq.events.worker_events import WorkerRegistered
 from eventq.workers.acks import Acks
 from eventq.workers.attempt import HOSTNAME, Attempt, Counts, Workshop
 from eventq.workers.config import WorkerConfig
@@ -35,6 +37,7 @@ from eventq.workers.devices import CPU, Device, gpu_devices
 from eventq.workers.execution import LoopHost
 from eventq.workers.inputs import Inputs
 from eventq.workers.lease_keeper import LeaseKeeper
+from eventq.workers.membership import Membership
 from eventq.workers.outcome import StopReason
 from eventq.workers.processes import ChildPool
 from eventq.workers.puller import Delivery, Puller
@@ -52,7 +55,7 @@ class Worker:
         self, config: WorkerConfig, broker: Broker, event_log: EventLog, registry: Registry, devices: Sequence[Device]
     ) -> None:
         blobs = BlobStore.open(config.isolation.blob_url)
-        on_device = config.pool == GPU_POOL
+        on_device = self._on_device = config.pool == GPU_POOL
         self.config = config
         self.capacity = len(devices) if on_device else config.concurrency
         self._devices = list(devices)
@@ -76,7 +79,14 @@ class Worker:
         self._attempts: dict[tuple[str, int], Attempt] = {}
         self._running: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()
-        self._state: WorkerState = NO_WORKER
+        self._drained = asyncio.Event()
+        self._membership = Membership(
+            event_log,
+            config.worker_id,
+            registration=self._registration,
+            on_change=self._obey,
+            on_lost=self._give_up_attempts,
+        )
         self._loop = asyncio.get_running_loop()
         self._lapsed = asyncio.Event()
         self._keeper = LeaseKeeper(
@@ -90,7 +100,7 @@ class Worker:
             event_log.routes,
             pool=config.pool,
             queues=config.queues,
-            free=lambda: self.capacity - len(self._running),
+            free=self._free_slots,
             deliver=self._deliver,
             on_lease=self._keeper.shorten,
         )
@@ -107,6 +117,11 @@ class Worker:
         return self._shop.counts
 
     @property
+    def drained(self) -> bool:
+        """Whether it was told to finish what it has and end."""
+        return self._drained.is_set()
+
+    @property
     def ghosts(self) -> int:
         """How many coroutines ignored their cancellation and still run: the event loop will not end by itself."""
         return len(self._shop.loop_host.ghosts)
@@ -120,27 +135,48 @@ class Worker:
         facts = await self._broker.stream_facts(EVENTS)
         if facts is None:
             raise LogDamaged("the stream of events does not exist: was the broker bootstrapped?", stream=EVENTS)
-        await self._register()
+        await listen(self._broker, self.config.worker_id)
+        await self._membership.register()
         await asyncio.to_thread(self._keeper.start)
         background = [
             asyncio.create_task(self._puller.run(), name="puller"),
             asyncio.create_task(self._watch_cancels(facts.last), name="cancels"),
+            asyncio.create_task(self._membership.follow(facts.last), name="membership"),
             asyncio.create_task(self._watch_lapses(), name="lapses"),
             asyncio.create_task(self._broker.closed.wait(), name="connection"),
         ]
-        stopping = asyncio.create_task(stop.wait())
+        stopping = asyncio.create_task(stop.wait(), name="stopping")
+        draining = asyncio.create_task(self._drained.wait(), name="draining")
         if on_ready is not None:
             on_ready.set()
         log.info("worker.ready", worker_id=self.config.worker_id, pool=self.config.pool, capacity=self.capacity)
-        done, _ = await asyncio.wait([stopping, *background], return_when=asyncio.FIRST_COMPLETED)
         try:
-            if stopping not in done:
-                for task in done:
-                    task.result()
+            ended = await self._first_to_end(stopping, draining, *background)
+            if ended is draining:
+                ended = await self._finish(stopping, *background)
+            if ended not in (stopping, draining):
+                ended.result()
                 raise EventqError("the worker lost its connection to the broker for good")
-            await self._drain()
+            await self._stop()
         finally:
-            await end(stopping, *background)
+            await end(stopping, draining, *background)
+
+    async def _first_to_end(self, *tasks: asyncio.Task[Any]) -> asyncio.Task[Any]:
+        """The first of these tasks that ended; the earlier one in their order where several have."""
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        return next(task for task in tasks if task in done)
+
+    async def _finish(self, stopping: asyncio.Task[Any], *background: asyncio.Task[Any]) -> asyncio.Task[Any]:
+        """Drained: take nothing new and let what runs take as long as it needs, unless somebody asks to stop meanwhile.
+        Answers what ended first; ``stopping`` where nothing runs any more."""
+        log.info("worker.draining", worker_id=self.config.worker_id, running=len(self._running))
+        self._puller.stop()
+        idle = asyncio.create_task(self._wait_idle(None), name="idle")
+        try:
+            ended = await self._first_to_end(idle, stopping, *(task for task in background if task.get_name() != "puller"))
+        finally:
+            await end(idle)
+        return stopping if ended is idle else ended
 
     def _deliver(self, delivery: Delivery) -> None:
         """A work item came: hold its lease and begin. Called only while there is a free slot."""
@@ -163,6 +199,31 @@ class Worker:
         if not self._running:
             self._idle.set()
         self._puller.slot_freed()
+
+    def _free_slots(self) -> int:
+        """How much more may be taken: nothing while paused or draining, nor while too much runs for a lowered capacity."""
+        if self._membership.state.status is not WorkerStatus.ACTIVE:
+            return 0
+        return max(0, self.capacity - len(self._running))
+
+    # What others write into its history
+
+    def _obey(self, state: WorkerState) -> None:
+        """The worker is to be as ``state`` says from now on. What runs goes on, whatever it says."""
+        if state.capacity != self.capacity:
+            # A device runs one task at a time: more than there are devices is a wish that cannot be fulfilled here.
+            self.capacity = min(state.capacity, len(self._devices)) if self._on_device else state.capacity
+            if not self._on_device:
+                self._shop.children.resize(self.capacity)
+            log.info("worker.capacity", worker_id=self.config.worker_id, capacity=self.capacity)
+        if state.status is WorkerStatus.DRAINING:
+            self._drained.set()
+        self._puller.slot_freed()
+
+    def _give_up_attempts(self) -> None:
+        """It was called lost: its attempts are ended in the log, or about to be. What of them is not goes back by itself."""
+        for attempt in list(self._attempts.values()):
+            attempt.stop(StopReason.INTERRUPTED)
 
     # Signals
 
@@ -193,8 +254,8 @@ class Worker:
 
     # Beginning and end
 
-    async def _register(self) -> None:
-        data = WorkerRegistered(
+    def _registration(self) -> WorkerRegistered:
+        return WorkerRegistered(
             hostname=HOSTNAME,
             pid=os.getpid(),
             pool=self.config.pool,
@@ -203,16 +264,8 @@ class Worker:
             devices=[device.label for device in self._devices],
             tasks=[d for d in self._registry.declarations() if d.pool == self.config.pool],
         )
-        await self._append(data)
 
-    async def _append(self, data: WorkerRegistered | WorkerStopped) -> None:
-        event, after = next_event(
-            WORKERS, self.config.worker_id, self._state, data, source=self._shop.source, at=datetime.now(UTC)
-        )
-        await self._log.append(event)
-        self._state = after
-
-    async def _drain(self) -> None:
+    async def _stop(self) -> None:
         log.info("worker.stopping", worker_id=self.config.worker_id, running=len(self._running))
         self._puller.stop()
         failpoint("worker.draining")
@@ -222,11 +275,12 @@ class Worker:
         await self._wait_idle(3 * self.config.stop_s)
         await self._shop.children.close()
         await self._acks.close()
-        await self._append(WorkerStopped(reason="asked to stop"))
+        await self._membership.stop("drained" if self.drained else "asked to stop")
         await asyncio.to_thread(self._keeper.stop)
         log.info("worker.stopped", worker_id=self.config.worker_id)
 
-    async def _wait_idle(self, patience_s: float) -> None:
+    async def _wait_idle(self, patience_s: float | None) -> None:
+        """Return once nothing runs, or after ``patience_s``, where there is a bound."""
         self._idle.clear()
         if not self._running:
             return
@@ -243,4 +297,5 @@ class Worker:
             capacity=self.capacity,
             running=[task_id for task_id, _ in list(self._attempts)],
             at=datetime.now(UTC),
+            status=str(self._membership.state.status),
         )
