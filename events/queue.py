@@ -22,6 +22,8 @@ class Queue(State):
     """The fold of a queue's events. A queue that was never configured or paused has none, and no limits."""
 
     limits: QueueLimits = NO_LIMITS
+    configured_by: str | None = None
+    paused_at: datetime | None = None
     paused_by: str | None = None
     paused_reason: str | None = None
 
@@ -91,11 +93,11 @@ def evolve_queue(queue: Queue, event_id: str, at: datetime, data: EventData) -> 
     """The queue after its next event."""
     match data:
         case QueueConfigured():
-            return queue.after(event_id, limits=data.limits)
+            return queue.after(event_id, limits=data.limits, configured_by=data.requested_by)
         case QueuePaused():
-            return queue.after(event_id, paused_by=data.requested_by, paused_reason=data.reason)
+            return queue.after(event_id, paused_at=at, paused_by=data.requested_by, paused_reason=data.reason)
         case QueueResumed():
-            return queue.after(event_id, paused_by=None, paused_reason=None)
+            return queue.after(event_id, paused_at=None, paused_by=None, paused_reason=None)
         case QueueAdmitted():
             return queue.after(event_id)
         case _:
