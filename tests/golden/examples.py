@@ -22,6 +22,17 @@ from eventq.events.queue_events import (
     Rate,
 )
 from eventq.events.retry import RetryPolicy
+from eventq.events.schedule import SCHEDULES
+from eventq.events.schedule_events import (
+    ScheduleCreated,
+    ScheduleDeleted,
+    SchedulePaused,
+    ScheduleResumed,
+    ScheduleSpec,
+    ScheduleTicked,
+    ScheduleTriggered,
+    ScheduleUpdated,
+)
 from eventq.events.task import TASKS
 from eventq.events.task_events import (
     Cancelled,
@@ -290,10 +301,44 @@ def _trace(number: int, before: str | None) -> Trace:
     return Trace(event_id(900), event_id(901), TRACEPARENT) if number == 1 else Trace(before)
 
 
+SPEC = ScheduleSpec(
+    cron="30 2 * * MON-FRI",
+    time_zone="Europe/Berlin",
+    task=submitted(key="ada", tags=["nightly"]),
+    catch_up="all",
+    starts_at=START,
+    ends_at=START + timedelta(days=90),
+)
+
+SCHEDULE_LIVES: dict[str, list[EventData]] = {
+    "schedule": [
+        ScheduleCreated(spec=SPEC, next_at=START + timedelta(minutes=1), requested_by="ada"),
+        ScheduleTicked(
+            nominal=START + timedelta(minutes=1),
+            task_ids=["7b0c4f7e-9d0a-5b0e-8c1c-52d1a4b75f0c"],
+            dropped=2,
+            why="missed",
+            next_at=START + timedelta(days=1),
+        ),
+        SchedulePaused(requested_by="ada", reason="holidays"),
+        ScheduleTriggered(task_id="t-triggered", requested_by="bob"),
+        ScheduleResumed(next_at=START + timedelta(days=1), requested_by="ada"),
+        ScheduleUpdated(
+            spec=SPEC.model_copy(update={"catch_up": "latest", "overlap": "skip", "ends_at": None}),
+            next_at=START + timedelta(days=2),
+            requested_by="ada",
+        ),
+        ScheduleTicked(nominal=START + timedelta(days=2), dropped=1, why="overlap"),
+        ScheduleDeleted(requested_by="ada"),
+    ],
+}
+
+
 def lives() -> dict[str, list[Event]]:
     """Every history that is kept, by name."""
     return {
         **{f"task-{name}": life(TASKS, f"t-{name}", history) for name, history in TASK_LIVES.items()},
         **{name: life(WORKERS, name.replace("worker", "worker-1", 1), history) for name, history in WORKER_LIVES.items()},
         **{name: life(QUEUES, "reports", history) for name, history in QUEUE_LIVES.items()},
+        **{name: life(SCHEDULES, "nightly", history) for name, history in SCHEDULE_LIVES.items()},
     }
