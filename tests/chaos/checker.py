@@ -16,8 +16,8 @@ from eventq.events.envelope import Event, decode
 from eventq.events.errors import Damaged
 from eventq.events.reader import Message
 from eventq.events.task import Status, Task, replay
-from eventq.events.task_events import Failed, Started
-from tests.events.history import ENDS_ATTEMPT, TERMINAL_TYPES
+from eventq.events.task_events import Failed, Started, TimedOut
+from tests.events.history import AFTERLIFE, TERMINAL_TYPES, ends_attempt
 from tests.events.history import violations as rule_violations
 
 REPORTS = {"completed", "retrying", "failed", "timed_out"}
@@ -89,7 +89,7 @@ def violations(history: History, *, finished: bool = True) -> list[str]:
     found = [*history.unreadable, *_lost(history, tasks)]
     for task_id, events in tasks.items():
         wrong = [*rule_violations(events), *_after_cancel(events), *_stale_reports(events)]
-        if finished and events[-1].type not in TERMINAL_TYPES:
+        if finished and events[-1].type not in TERMINAL_TYPES | AFTERLIFE:
             wrong.append(f"never came to its end: {[event.type for event in events]}")
         found += [f"task {task_id}: {what}" for what in wrong]
     return [*found, *_witnessed(history, tasks), *_projected(history, tasks)]
@@ -113,11 +113,12 @@ def _stale_reports(events: Sequence[Event]) -> Iterator[str]:
     holder: str | None = None
     for event in events:
         poisoned = isinstance(event.data, Failed) and event.data.reason == "poison"
-        if event.type in REPORTS and not poisoned and event.source != f"worker.{holder}":
+        unstarted = isinstance(event.data, TimedOut) and event.data.reason == "queue_timeout"
+        if event.type in REPORTS and not (poisoned or unstarted) and event.source != f"worker.{holder}":
             yield f"{event.type} at version {event.version} by {event.source}, while the attempt is held by {holder}"
         if isinstance(event.data, Started):
             holder = event.data.worker_id
-        elif event.type in ENDS_ATTEMPT:
+        elif ends_attempt(event):
             holder = None
 
 

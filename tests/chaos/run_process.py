@@ -11,7 +11,6 @@ import functools
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from eventq.events import log as log_module
@@ -49,11 +48,11 @@ def start_afterwards() -> None:
     claim, report = _method("_claim"), _method("_report")
 
     async def assume(attempt: Any) -> bool:
-        attempt.task = replace(attempt.task, attempt=attempt.task.attempt + 1)
+        attempt.task = attempt.task._replace(attempt=attempt.task.attempt + 1)
         return True
 
     async def claim_and_report(attempt: Any, *outcome: Any) -> None:
-        attempt.task = replace(attempt.task, attempt=attempt.task.attempt - 1)
+        attempt.task = attempt.task._replace(attempt=attempt.task.attempt - 1)
         if await claim(attempt):
             await report(attempt, *outcome)
 

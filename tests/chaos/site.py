@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from eventq.events.bootstrap import BrokerConfig, bootstrap
 from eventq.events.broker import Broker
-from eventq.events.commands import CancelTask, SubmitTask
+from eventq.events.commands import CancelTask
 from eventq.events.ending import end
 from eventq.events.envelope import Event, decode
 from eventq.events.handle import handle
@@ -24,9 +24,9 @@ from eventq.events.ids import new_id
 from eventq.events.log import EventLog
 from eventq.events.reader import Message, Tail
 from eventq.events.subjects import EVENTS, Route, work_consumer
+from eventq.events.submitter import Submitter
 from eventq.events.task import ABSENT, TERMINAL, Status, Task, from_summary
 from eventq.events.task_events import Submitted
-from eventq.events.timers import set_timer
 from tests.chaos.checker import History, Projected, Visit, read_witness, violations
 from tests.chaos.process import Process
 from tests.support.nats import NatsServer
@@ -126,6 +126,7 @@ class Control:
         self.site = site
         self.broker = broker
         self.log = log
+        self._submitter = Submitter(log, source="test")
         self.acknowledged: set[str] = set()
         self.tasks: dict[str, list[Stored]] = {}
         self._changed = asyncio.Condition()
@@ -166,14 +167,12 @@ class Control:
         """As :meth:`submit`, under a given id."""
         given: dict[str, Any] = {"pool": ROUTE.pool, "queue": ROUTE.queue, "priority": ROUTE.priority, "max_retries": 0}
         submitted = Submitted(task_name=task_name, args=list(args), scheduled_at=scheduled_at, **{**given, **options})
-        if scheduled_at is not None:
-            await set_timer(self.broker, task_id, 1, scheduled_at)
-        await handle(self.log, task_id, SubmitTask(submitted, datetime.now(UTC)), source="test", task=ABSENT)
+        await self._submitter.submit(task_id, submitted)
         self.acknowledged.add(task_id)
 
     async def cancel(self, task_id: str) -> Task:
         """Cancel a task as the API does; raises what the rules say."""
-        return (await handle(self.log, task_id, CancelTask("test", "no longer wanted"), source="test")).task
+        return (await handle(self.log, task_id, CancelTask("test", "no longer wanted"), source="test")).state
 
     # See
 

@@ -14,7 +14,21 @@ from eventq.events.data import ErrorInfo, EventData
 from eventq.events.envelope import Event, encode, next_event
 from eventq.events.reader import Message
 from eventq.events.task import ABSENT, TASKS, Status, Task
-from eventq.events.task_events import Cancelled, CancelRequested, Completed, Failed, Queued, Retrying, Started, Submitted
+from eventq.events.task_events import (
+    Cancelled,
+    CancelRequested,
+    Cleaned,
+    Completed,
+    Failed,
+    Paused,
+    PauseRequested,
+    Queued,
+    Resumed,
+    Retrying,
+    Started,
+    Submitted,
+    TimedOut,
+)
 from tests.chaos.checker import History, Projected, Visit, violations
 
 NOW = datetime(2026, 11, 21, 3, tzinfo=UTC)
@@ -23,6 +37,8 @@ LOST = Queued(reason="worker_lost", worker_id="a")
 DONE = Completed(result=1, duration_s=0.1)
 CANCELLED = Cancelled(requested_by="somebody")
 ERROR = ErrorInfo(type="ValueError", message="no")
+PAUSED = Paused(requested_by="x", confirmed_by="a")
+FROZEN = Paused(requested_by="x", frozen=True, confirmed_by="a")
 
 
 def started(worker_id: str) -> Started:
@@ -155,6 +171,9 @@ BAD: list[tuple[Callable[[History], None], str]] = [
     ),
     (retold(("api", SUBMITTED), START, ("worker.b", LOST), END), "held by None"),
     (retold(("api", SUBMITTED), END), "held by None"),
+    (retold(("api", SUBMITTED), START, ("worker.a", PAUSED), END), "held by None"),
+    (retold(("api", SUBMITTED), START, ("worker.a", FROZEN), ("worker.b", DONE)), "completed at version 4 by worker.b"),
+    (retold(("api", SUBMITTED), START, ("api", PAUSED), ("worker.b", started("b")), END), "while the task was paused"),
     (
         retold(("api", SUBMITTED), START, ("worker.b", Retrying(error=ERROR, reason="error", due_at=NOW)), ("api", CANCELLED)),
         "retrying at version 3 by worker.b",
@@ -191,6 +210,16 @@ def test_a_good_history_has_nothing_wrong() -> None:
         [("api", SUBMITTED), ("api", CANCELLED)],
         [("api", SUBMITTED), START, ("api", CancelRequested(requested_by="x")), ("worker.a", CANCELLED)],
         [("api", SUBMITTED), START, ("worker.b", Failed(error=ERROR, reason="poison"))],
+        [("api", SUBMITTED), ("scheduler", TimedOut(reason="queue_timeout", after_s=30.0))],
+        [("api", SUBMITTED), START, END, ("api", Cleaned(requested_by="x", reason="requested"))],
+        [
+            ("api", SUBMITTED),
+            START,
+            ("api", PauseRequested(requested_by="x")),
+            ("worker.a", FROZEN),
+            ("api", Resumed(requested_by="x")),
+            END,
+        ],
         [("api", SUBMITTED), START, ("worker.a", Failed(error=ERROR, reason="not_retryable"))],
         [("api", SUBMITTED), START, ("worker.a", Queued(reason="interrupted")), ("worker.b", started("b")), ("worker.b", DONE)],
     ],

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 
 import orjson
 
+from eventq.events import task as rules
 from eventq.events.envelope import Event
 from eventq.events.limits import LOSSES_MAX
-from eventq.events.task import from_summary, replay
+from eventq.events.task import from_summary
 from eventq.events.task_events import Paused, Queued, Submitted, TimedOut, Updated
 
 TERMINAL_TYPES = {"completed", "failed", "timed_out", "cancelled"}
@@ -149,8 +150,9 @@ def _bounds(events: Sequence[Event]) -> list[str]:
 def _states(events: Sequence[Event]) -> list[str]:
     """The state that each event carries is the fold of the history up to it, also after its way through JSON."""
     found: list[str] = []
-    for count, event in enumerate(events, 1):
-        folded = replay((each.id, each.time, each.data) for each in events[:count])
+    folded = rules.ABSENT
+    for event in events:
+        folded = rules.evolve(folded, event.id, event.time, event.data)
         if from_summary(orjson.loads(orjson.dumps(event.state))) != folded:
             found.append(f"the state in version {event.version} is not the fold of the history")
     return found

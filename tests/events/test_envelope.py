@@ -108,8 +108,8 @@ def test_an_event_under_another_s_subject_is_damage(subject: str) -> None:
 @pytest.mark.parametrize(
     ("change", "found"),
     [
-        ({"type": "paused"}, {"type": "paused"}),
-        ({"schema": 2}, {"type": "submitted", "found": 2, "limit": 1}),
+        ({"type": "adjourned"}, {"type": "adjourned"}),
+        ({"schema": 3}, {"type": "submitted", "found": 3, "limit": 2}),
     ],
     ids=["a newer type", "a newer schema"],
 )

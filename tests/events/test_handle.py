@@ -72,12 +72,12 @@ async def given_task(log: EventLog, task_id: str, *commands: Command) -> None:
 async def test_a_command_answers_the_task_after_it(log: EventLog) -> None:
     submitted = await handle(log, "t1", SUBMIT, source="api")
     assert submitted.event is not None
-    assert (submitted.task.status, submitted.task.version, submitted.event.version) == (Status.PENDING, 1, 1)
+    assert (submitted.state.status, submitted.state.version, submitted.event.version) == (Status.PENDING, 1, 1)
 
-    started = await handle(log, "t1", START, source="worker.w1", task=submitted.task)
+    started = await handle(log, "t1", START, source="worker.w1", task=submitted.state)
     assert started.event is not None
-    assert (started.task.attempt, started.event.previous) == (1, submitted.event.id)
-    assert await read_task(log, "t1") == started.task
+    assert (started.state.attempt, started.event.previous) == (1, submitted.event.id)
+    assert await read_task(log, "t1") == started.state
 
 
 async def test_a_command_to_no_task_is_not_found(log: EventLog) -> None:
@@ -90,7 +90,7 @@ async def test_a_command_to_no_task_is_not_found(log: EventLog) -> None:
 async def test_a_fulfilled_command_writes_nothing(log: EventLog) -> None:
     await given_task(log, "t1", SUBMIT, START, CancelTask("ada"))
     again = await handle(log, "t1", CancelTask("bob"), source="api")
-    assert (again.event, again.task.version) == (None, 3)
+    assert (again.event, again.state.version) == (None, 3)
     assert await log.at("tasks", "t1", 4) is None
 
 
@@ -102,7 +102,7 @@ async def test_a_refused_command_writes_nothing(log: EventLog) -> None:
 
 
 async def test_a_stale_view_does_no_harm(log: EventLog) -> None:
-    pending = (await handle(log, "t1", SUBMIT, source="api")).task
+    pending = (await handle(log, "t1", SUBMIT, source="api")).state
     await given_task(log, "t1", CancelTask("ada"))
     with pytest.raises(IllegalTransition, match="CANCELLED"):
         await handle(log, "t1", START, source="worker.w1", task=pending)
@@ -111,7 +111,7 @@ async def test_a_stale_view_does_no_harm(log: EventLog) -> None:
 
 async def test_a_worker_that_slept_through_its_lease_is_refused(log: EventLog) -> None:
     await given_task(log, "t1", SUBMIT)
-    asleep = (await handle(log, "t1", START, source="worker.w1")).task
+    asleep = (await handle(log, "t1", START, source="worker.w1")).state
     await given_task(log, "t1", ExpireLease(1), START)
 
     with pytest.raises(StaleAttempt):
@@ -124,7 +124,7 @@ async def test_a_worker_that_slept_through_its_lease_is_refused(log: EventLog) -
 
 
 async def test_of_twenty_workers_one_starts(log: EventLog) -> None:
-    pending = (await handle(log, "t1", SUBMIT, source="api")).task
+    pending = (await handle(log, "t1", SUBMIT, source="api")).state
     starts = [handle(log, "t1", START, source=f"worker.{number}", task=pending) for number in range(20)]
     outcomes = await asyncio.gather(*starts, return_exceptions=True)
     assert sum(not isinstance(outcome, BaseException) for outcome in outcomes) == 1
@@ -136,7 +136,7 @@ async def test_cancelling_races_starting(log: EventLog) -> None:
     """Whoever wins, a task cancelled before its start never starts."""
     for number in range(50):
         task_id = f"t{number}"
-        pending = (await handle(log, task_id, SUBMIT, source="api")).task
+        pending = (await handle(log, task_id, SUBMIT, source="api")).state
         racing = [
             handle(log, task_id, START, source="worker.w1", task=pending),
             handle(log, task_id, CancelTask("ada"), source="api", task=pending),

@@ -13,6 +13,7 @@ from hypothesis import given as for_all
 from pydantic import ValidationError
 
 from eventq.events import queue as rules
+from eventq.events.data import EventData
 from eventq.events.envelope import Event, decode, encode, next_event
 from eventq.events.errors import IllegalTransition, UnknownEvent
 from eventq.events.limits import QUEUE_RUNNING_MAX
@@ -38,7 +39,7 @@ from eventq.events.queue_events import (
     Rate,
 )
 from eventq.events.worker_events import WorkerStopped
-from tests.events.given import NOW, EventData
+from tests.events.given import NOW
 
 FEW = QueueLimits(max_running=2)
 ONE = Admission(task_id="t1", version=1)

@@ -28,7 +28,7 @@ from eventq.events.handle import handle
 from eventq.events.log import EventLog
 from eventq.events.report import Log, LogLine, Progress
 from eventq.events.reporting import publish_report
-from eventq.events.timers import set_timer
+from eventq.events.timers import Hint, set_timer
 from tests.events.bare_client import stream_view, tap
 from tests.events.given import ERROR, submission
 from tests.support.nats import NatsServer
@@ -93,8 +93,8 @@ async def test_every_event_has_the_documented_fields(log: EventLog, own_nats_ser
         assert set(body) == FIELDS
         assert UUID7.fullmatch(body["id"])
         assert RFC3339_UTC.fullmatch(body["time"])
-        assert (body["subject"], body["source"], body["schema"], body["version"]) == ("tasks.t1", "test", 1, version)
-    assert [body["type"] for body in bodies] == ["submitted", "started", "completed"]
+        assert (body["subject"], body["source"], body["version"]) == ("tasks.t1", "test", version)
+    assert [(body["type"], body["schema"]) for body in bodies] == [("submitted", 2), ("started", 1), ("completed", 1)]
     assert [body["previous"] for body in bodies] == [None, bodies[0]["id"], bodies[1]["id"]]
     assert [body["attempt"] for body in bodies] == [0, 1, 1]
     assert [body["state"]["status"] for body in bodies] == ["PENDING", "RUNNING", "COMPLETED"]
@@ -193,8 +193,9 @@ async def test_progress_and_log_lines_are_beside_the_history(broker: Broker, own
 
 
 async def test_a_timer_fires_as_a_message_to_its_task_and_version(broker: Broker, own_nats_server: NatsServer) -> None:
-    await set_timer(broker, "t1", 3, datetime.now(UTC) - timedelta(seconds=1))
+    await set_timer(broker, Hint("tasks", "t1", "due", 3), datetime.now(UTC) - timedelta(seconds=1))
     subscription = await broker.js.pull_subscribe_bind("promoter", "TIMERS")
     [fired] = await subscription.fetch(1, timeout=5)
-    assert (fired.subject, fired.data) == ("due.t1.3", b'{"task_id":"t1","version":3}')
+    body = b'{"kind":"tasks","id":"t1","what":"due","version":3}'
+    assert (fired.subject, fired.data) == ("due.tasks.t1.due.3", body)
     await fired.ack()
