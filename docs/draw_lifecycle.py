@@ -11,21 +11,30 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from eventq.events.commands import (
+    AdmitTask,
     CancelTask,
+    CleanTask,
     Command,
     CompleteAttempt,
     ConfirmCancel,
+    ConfirmPause,
+    EraseTask,
     ExpireLease,
+    ExpireQueueWait,
     FailAttempt,
+    HoldTask,
     InterruptAttempt,
+    PauseTask,
     PromoteTask,
     RequeueTask,
+    ResumeTask,
     StartAttempt,
     SubmitTask,
     TimeOutAttempt,
+    UpdateTask,
 )
 from eventq.events.data import ErrorInfo
-from eventq.events.errors import IllegalTransition
+from eventq.events.errors import IllegalTransition, StaleAttempt
 from eventq.events.limits import LOSSES_MAX
 from eventq.events.task import ABSENT, TERMINAL, Status, Task, decide, evolve
 from eventq.events.task_events import Submitted
@@ -42,32 +51,60 @@ WHO: list[tuple[Command, str, str]] = [
     (SubmitTask(_NOW_TASK, NOW), "a client", "submits"),
     (SubmitTask(_LATER_TASK, NOW), "a client", "submits for a later time"),
     (PromoteTask(1, NOW + timedelta(hours=2)), "the promoter", "finds it due"),
+    (UpdateTask(_NOW_TASK, (), "someone", NOW), "a client", "updates, to run now"),
+    (UpdateTask(_LATER_TASK, (), "someone", NOW), "a client", "updates, to run later"),
+    (HoldTask(1), "the gate", "finds that its queue has got limits"),
+    (AdmitTask(1), "the gate", "lets it through"),
     (RequeueTask(1), "the reconciler", "finds its work item lost"),
+    (ExpireQueueWait(NOW + timedelta(hours=2)), "the promoter", "finds that nobody started it in time"),
     (StartAttempt("w", "h", "cpu"), "a worker", "claims it"),
     (CompleteAttempt(1, None, None, 0.0), "its worker", "reports the result"),
     (FailAttempt(1, _ERROR, 1.0, NOW), "its worker", "reports an error that a retry may mend"),
     (FailAttempt(1, _ERROR, None, NOW), "its worker", "reports an error that no retry mends"),
-    (TimeOutAttempt(1, 1.0, 1.0, NOW), "its worker", "stops it at its time limit"),
+    (TimeOutAttempt(1, 1.0, 1.0, NOW), "its worker", "stops it at its time limit, or for its silence"),
     (InterruptAttempt(1), "its worker", "shuts down and hands it back"),
     (ExpireLease(1), "another worker or the reconciler", "finds its worker gone"),
+    (PauseTask("someone"), "a client", "pauses"),
+    (ConfirmPause(1, frozen=False), "its worker", "has ended the attempt at a checkpoint, as asked"),
+    (ConfirmPause(1, frozen=True), "its worker", "has frozen the attempt, as asked"),
+    (ResumeTask("someone", NOW), "a client", "resumes"),
     (CancelTask("someone"), "a client", "cancels"),
     (ConfirmCancel(1), "its worker", "has stopped it as asked"),
+    (CleanTask("someone", "requested"), "a client, or the scheduler when its time is over", "gives up the result"),
+    (EraseTask("someone", None, ()), "a client", "erases"),
 ]
 
 
 def situations() -> Iterator[tuple[str, Task]]:
     """One task for each status, and those whose past decides what may follow."""
-    base = Task(version=1, event_id="e", attempt=1, pool="cpu", queue="default", priority=5, max_retries=1)
+    base = Task(version=1, event_id="e", pool="cpu", queue="default", priority=5, max_retries=1)
+    started = base._replace(attempt=1)
     yield "", ABSENT
-    for status in Status:
-        if status is Status.ABSENT:
-            continue
-        due_at = NOW if status in {Status.SCHEDULED, Status.RETRYING} else None
-        yield "", base._replace(status=status, due_at=due_at)
-    running = base._replace(status=Status.RUNNING, worker_id="w")
+    yield "", base._replace(status=Status.SCHEDULED, due_at=NOW)
+    yield "", base._replace(status=Status.PENDING, ready=1)
+    yield "it is held", base._replace(status=Status.PENDING, ready=0, gated=True)
+    timely = base._replace(status=Status.PENDING, ready=1, queue_timeout_s=60.0, start_by=NOW)
+    yield "it has a queue time-out", timely
+    running = started._replace(status=Status.RUNNING, worker_id="w")
+    yield "", running
+    yield "", started._replace(status=Status.RETRYING, due_at=NOW)
+    paused = base._replace(status=Status.PAUSED, pause_requested_by="someone")
+    yield "", paused
+    yield "its time lies ahead", paused._replace(due_at=NOW + timedelta(hours=1))
+    yield "its retry lies ahead", paused._replace(due_at=NOW + timedelta(hours=1), attempt=1)
+    yield "its queue is gated", paused._replace(gated=True)
+    yield "it is frozen", paused._replace(attempt=1, worker_id="w")
+    yield "it is frozen, no retry left", paused._replace(attempt=1, worker_id="w", failures=1)
+    yield "it is frozen, cancellation requested", paused._replace(attempt=1, worker_id="w", cancel_requested_by="someone")
     yield "no retry left", running._replace(failures=1)
     yield f"{LOSSES_MAX - 1} workers lost before", running._replace(losses=LOSSES_MAX - 1)
+    yield "pause requested", running._replace(pause_requested_by="someone")
     yield "cancellation requested", running._replace(cancel_requested_by="someone")
+    both = running._replace(pause_requested_by="someone", cancel_requested_by="someone")
+    yield "pause, then cancellation requested", both
+    for status in Status:
+        if status in TERMINAL:
+            yield "", started._replace(status=status)
 
 
 def arrows() -> list[tuple[str, str, str, str, str, str]]:
@@ -77,7 +114,7 @@ def arrows() -> list[tuple[str, str, str, str, str, str]]:
         for command, who, does in WHO:
             try:
                 decided = decide(command, task)
-            except IllegalTransition:
+            except (IllegalTransition, StaleAttempt):
                 continue
             for data in decided:
                 after = evolve(task, "e2", NOW, data)
