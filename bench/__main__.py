@@ -21,6 +21,9 @@ BENCHES = {
     "drain": "drain",
     "latency": "latency",
     "rebuild": "rebuild",
+    "lives": "lives",
+    "control": "control",
+    "priorities": "priorities",
     "memory": "memory",
     "cli": "cli_start",
 }

@@ -17,6 +17,9 @@ FIGURES = {
     "drain": {"drain_1_worker", "drain_2_workers", "drain_cpu_per_task"},
     "latency": {f"submit_to_{moment}_{of}" for moment in ("start", "visible", "listed", "completed") for of in ("p50", "p99")},
     "rebuild": {"rebuild", "rebuild_cpu_per_event", "rebuild_file_size"},
+    "lives": {"life_scheduled", "life_retried", "life_workflow"},
+    "control": {"cancel_running_p50", "cancel_running_p99", "worker_killed_to_running_elsewhere"},
+    "priorities": {f"priority_{level}_share" for level in range(11)},
     "memory": {"memory_broker_per_100k_tasks", "memory_api_per_100k_tasks"},
     "cli": {"cli_help"},
 }
