@@ -1,4 +1,4 @@
-"""The promoter with the real broker's timers: early, late, doubled, replaced and nonsensical hints."""
+"""Fired timers of tasks, with the real broker's: early, late, doubled, replaced and nonsensical hints."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import orjson
 import pytest
 
-from eventq.events.commands import PromoteTask
+from eventq.events.commands import HoldTask, PauseTask, PromoteTask, ResumeTask, StartAttempt
 from eventq.events.handle import handle
 from eventq.events.ids import new_id
 from eventq.events.subjects import TIMER_CONSUMER, TIMERS, due_subject, timer_subject
 from eventq.events.task import Status
-from eventq.events.task_events import Queued
-from eventq.events.timers import set_timer
+from eventq.events.task_events import Queued, TimedOut
+from eventq.events.timers import DUE, START_BY, Hint, set_timer
+from eventq.services import promoter as module
 from eventq.services.promoter import Promoter
+from eventq.services.task_timers import TaskTimers
 from tests.chaos.site import Control, Site
 from tests.support.nats import NatsServer
 from tests.support.poll import eventually
@@ -33,12 +36,13 @@ async def control(own_nats_server: NatsServer, tmp_path: Path) -> AsyncIterator[
 
 
 @asynccontextmanager
-async def running(control: Control) -> AsyncGenerator[Promoter]:
-    """A promoter at work."""
-    promoter = Promoter(control.log)
-    task = asyncio.create_task(promoter.run())
+async def running(control: Control) -> AsyncGenerator[TaskTimers]:
+    """A promoter at work that answers timers of tasks."""
+    timers = TaskTimers(control.log, source="scheduler")
+    answers = {("tasks", DUE): timers.promote, ("tasks", START_BY): timers.expire_wait}
+    task = asyncio.create_task(Promoter(control.broker, answers).run())
     try:
-        yield promoter
+        yield timers
     finally:
         assert not task.done(), task.exception()
         task.cancel()
@@ -68,23 +72,30 @@ async def until_spent(control: Control) -> None:
     await eventually(spent, timeout=30, what="all hints are spent")
 
 
-async def hint(control: Control, task_id: str, version: int) -> None:
+def due(task_id: str, version: int = 1) -> Hint:
+    return Hint("tasks", task_id, DUE, version)
+
+
+def start_by(task_id: str) -> Hint:
+    return Hint("tasks", task_id, START_BY)
+
+
+async def fire(control: Control, hint: Hint) -> None:
     """What the broker publishes when a timer fires."""
-    body = f'{{"task_id":"{task_id}","version":{version}}}'.encode()
-    await control.broker.js.publish(due_subject(task_id, version), body)
+    await control.broker.js.publish(due_subject(hint.tokens), orjson.dumps(hint))
 
 
 async def test_a_scheduled_task_becomes_ready_at_its_time_and_never_before(control: Control) -> None:
     began = now()
-    due = {
+    waiting = {
         await control.submit("chaos.quick", scheduled_at=at): at
         for at in (began + SOON + timedelta(microseconds=77_777 * number) for number in range(8))
     }
-    async with running(control) as promoter:
-        await control.until(lambda: all(promoted(control, task_id) for task_id in due), "all become ready")
+    async with running(control) as timers:
+        await control.until(lambda: all(promoted(control, task_id) for task_id in waiting), "all become ready")
         await until_spent(control)
-        assert promoter.promoted == len(due)
-    for task_id, at in due.items():
+        assert timers.promoted == len(waiting)
+    for task_id, at in waiting.items():
         event = control.events(task_id)[-1]
         assert event.time >= at
         assert isinstance(event.data, Queued)
@@ -95,7 +106,7 @@ async def test_a_scheduled_task_becomes_ready_at_its_time_and_never_before(contr
 
 async def test_a_timer_that_fires_before_its_event_is_stored_is_not_forgotten(control: Control) -> None:
     task_id = new_id()
-    await set_timer(control.broker, task_id, 1, now())
+    await set_timer(control.broker, due(task_id), now())
     async with running(control):
         await eventually(lambda: _delivered_again(control), timeout=30, what="the early hint comes again")
         await control.submit_as(task_id, "chaos.quick", scheduled_at=now() + SOON)
@@ -110,8 +121,8 @@ async def _delivered_again(control: Control) -> bool:
 
 async def test_a_timer_set_again_replaces_the_one_before(control: Control) -> None:
     task_id = await control.submit("chaos.quick", scheduled_at=now() + SOON)
-    await set_timer(control.broker, task_id, 1, now() + LATER)
-    await set_timer(control.broker, task_id, 1, now() + SOON)
+    await set_timer(control.broker, due(task_id), now() + LATER)
+    await set_timer(control.broker, due(task_id), now() + SOON)
     assert await hints_left(control) == 1
     async with running(control):
         await control.until(lambda: promoted(control, task_id), "the task becomes ready")
@@ -121,9 +132,9 @@ async def test_a_timer_set_again_replaces_the_one_before(control: Control) -> No
 async def test_a_hint_that_comes_too_early_sets_the_timer_right(control: Control) -> None:
     at = now() + timedelta(seconds=1.5)
     task_id = await control.submit("chaos.quick", scheduled_at=at)
-    await control.broker.js.purge_stream(TIMERS, subject=timer_subject(task_id, 1))
+    await control.broker.js.purge_stream(TIMERS, subject=timer_subject(due(task_id).tokens))
     async with running(control):
-        await hint(control, task_id, 1)
+        await fire(control, due(task_id))
         await control.until(lambda: promoted(control, task_id), "the task becomes ready")
     assert control.events(task_id)[-1].time >= at
 
@@ -133,7 +144,7 @@ async def test_doubled_hints_promote_once_even_with_two_promoters(control: Contr
     async with running(control) as one, running(control) as other:
         await control.until(lambda: all(promoted(control, task_id) for task_id in task_ids), "all become ready")
         for task_id in task_ids * 3:
-            await hint(control, task_id, 1)
+            await fire(control, due(task_id))
         await until_spent(control)
         assert one.promoted + other.promoted == len(task_ids)
     assert all(control.types(task_id) == ["submitted", "queued"] for task_id in task_ids)
@@ -151,14 +162,25 @@ async def test_a_hint_about_a_version_long_gone_changes_nothing(control: Control
     task_id = await control.submit("chaos.quick", scheduled_at=now() + LATER)
     await control.broker.js.purge_stream(TIMERS)
     await handle(control.log, task_id, PromoteTask(1, now() + 2 * LATER), source="test")
-    async with running(control) as promoter:
-        await hint(control, task_id, 1)
+    async with running(control) as timers:
+        await fire(control, due(task_id))
         await until_spent(control)
-        assert promoter.promoted == 0
+        assert timers.promoted == 0
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"nonsense", b"[]", b"{}", b'{"task_id": 7, "version": "x"}', b'{"task_id": "a.>", "version": 1}']
+    "body",
+    [
+        b"",
+        b"nonsense",
+        b"[]",
+        b"{}",
+        b'{"kind": "tasks", "id": 7, "what": "due", "version": "x"}',
+        b'{"kind": "tasks", "id": "a.>", "what": "due", "version": 1}',
+        b'{"kind": "tasks", "id": "t1", "what": "tea", "version": 1}',
+        b'{"kind": "planets", "id": "t1", "what": "due", "version": 1}',
+        b'{"task_id": "t1", "version": 1}',
+    ],
 )
 async def test_a_hint_that_is_none_is_dropped(control: Control, body: bytes) -> None:
     """Anybody who may publish to ``due.>`` may publish nonsense; it must not stop the promoter for ever."""
@@ -176,3 +198,89 @@ async def test_timers_outlive_a_crash_of_the_broker(control: Control, own_nats_s
         await control.until(lambda: promoted(control, before), "the task becomes ready")
         after = await control.submit("chaos.quick", scheduled_at=now() + SOON)
         await control.until(lambda: promoted(control, after), "the next one, too")
+
+
+# Time-outs in the queue
+
+
+async def test_a_task_that_nobody_starts_times_out_at_its_time_and_never_before(control: Control) -> None:
+    task_ids = [await control.submit("chaos.quick", queue_timeout_s=0.3) for _ in range(5)]
+    async with running(control):
+        await control.until_ended(*task_ids)
+        await until_spent(control)
+    for task_id in task_ids:
+        submitted, ended = control.events(task_id)
+        assert ended.data == TimedOut(reason="queue_timeout", after_s=0.3)
+        assert ended.time >= submitted.time + timedelta(seconds=0.3)
+        assert ended.source == "scheduler"
+
+
+async def test_a_scheduled_task_s_wait_begins_when_it_is_due(control: Control) -> None:
+    task_id = await control.submit("chaos.quick", scheduled_at=now() + SOON, queue_timeout_s=0.3)
+    async with running(control):
+        await control.until_ended(task_id)
+        await until_spent(control)
+    assert control.types(task_id) == ["submitted", "queued", "timed_out"]
+    _, queued, ended = control.events(task_id)
+    assert ended.time >= queued.time + timedelta(seconds=0.3)
+
+
+async def test_the_wait_s_timer_is_set_right_when_a_late_promotion_shifts_it(control: Control) -> None:
+    """No promoter ran while the task became due: when one comes, the first timer of the wait fires too early."""
+    task_id = await control.submit("chaos.quick", scheduled_at=now() + SOON, queue_timeout_s=0.5)
+    await eventually(
+        lambda: now() >= control.events(task_id)[0].time + SOON + timedelta(seconds=0.6) if control.tasks else False
+    )
+    async with running(control):
+        await control.until_ended(task_id)
+        await until_spent(control)
+    _, queued, ended = control.events(task_id)
+    assert ended.time >= queued.time + timedelta(seconds=0.5)
+
+
+async def test_a_held_task_times_out_too(control: Control) -> None:
+    task_id = await control.submit("chaos.quick", queue_timeout_s=0.5)
+    await handle(control.log, task_id, HoldTask(1), source="gate")
+    async with running(control):
+        await control.until_ended(task_id)
+    assert control.types(task_id) == ["submitted", "queued", "timed_out"]
+
+
+async def test_a_started_task_does_not_time_out_in_its_queue(control: Control) -> None:
+    task_id = await control.submit("chaos.quick", queue_timeout_s=0.3)
+    await handle(control.log, task_id, StartAttempt("w1", "host", "cpu"), source="worker.w1")
+    async with running(control):
+        await until_spent(control)
+    assert control.types(task_id) == ["submitted", "started"]
+
+
+async def test_a_hint_about_a_wait_that_is_not_over_sets_the_timer_right(control: Control) -> None:
+    task_id = await control.submit("chaos.quick", queue_timeout_s=1.0)
+    await control.broker.js.purge_stream(TIMERS)
+    async with running(control):
+        await fire(control, start_by(task_id))
+        await control.until_ended(task_id)
+    submitted, ended = control.events(task_id)
+    assert ended.time >= submitted.time + timedelta(seconds=1)
+
+
+async def test_the_hint_of_a_task_that_is_never_made_is_given_up(control: Control, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its submitter died between the timer and the event."""
+    monkeypatch.setattr(module, "EARLY_DELAY_S", 0.01)
+    await set_timer(control.broker, due(new_id()), now())
+    await set_timer(control.broker, start_by(new_id()), now())
+    async with running(control):
+        await until_spent(control)
+    assert control.tasks == {}
+
+
+async def test_a_paused_task_stays_paused_when_its_time_comes(control: Control) -> None:
+    scheduled = await control.submit("chaos.quick", scheduled_at=now() + SOON, queue_timeout_s=0.1)
+    ready = await control.submit("chaos.quick", queue_timeout_s=0.3)
+    for task_id in (scheduled, ready):
+        await handle(control.log, task_id, PauseTask("ada"), source="api")
+    async with running(control):
+        await until_spent(control)
+        assert [control.types(task_id) for task_id in (scheduled, ready)] == [["submitted", "paused"]] * 2
+        await handle(control.log, scheduled, ResumeTask("ada", now()), source="api")
+        await control.until(lambda: promoted(control, scheduled), "the task is ready")
