@@ -12,6 +12,7 @@ import asyncio
 import fcntl
 import json
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -115,6 +116,7 @@ class EmbeddedBroker:
         self.log_file = self.data_dir / "logs" / "broker.log"
         self.url = ""
         self.monitor_url = ""
+        self._system_password = secrets.token_hex(16)
         self._sync = sync
         self._port = port if port < 0 else free_port(port)
         self._monitor_port = monitor_port if monitor_port < 0 else free_port(monitor_port)
@@ -126,6 +128,11 @@ class EmbeddedBroker:
     def pid(self) -> int | None:
         """The server's process id; None before the first start."""
         return self._process.pid if self._process else None
+
+    @property
+    def system_url(self) -> str:
+        """The server's address for its own events: a user of the system account, whose password was made for this run."""
+        return self.url.replace("://", f"://system:{self._system_password}@")
 
     @property
     def finished(self) -> bool:
@@ -207,12 +214,16 @@ class EmbeddedBroker:
 
     def _write_config(self) -> Path:
         config = self.store_dir / "nats.conf"
+        config.touch(mode=0o600)
+        config.chmod(0o600)  # it holds a password, and an older one may be readable by all
         config.write_text(
             "# Written at every start of the embedded broker; edit the settings of eventq instead.\n"
             "server_name: eventq\n"
             f"listen: {LOOPBACK}:{self._port}\n"
             f"http: {LOOPBACK}:{self._monitor_port}\n"
             "max_payload: 1MB\n"
+            # Whoever names no user is still in the global account, where the streams are.
+            f"accounts {{ $SYS {{ users: [ {{ user: system, password: {self._system_password} }} ] }} }}\n"
             "jetstream {\n"
             f"  store_dir: {json.dumps(str(self.store_dir), ensure_ascii=False)}\n"
             + ("  sync_interval: always\n" if self._sync == "always" else "")

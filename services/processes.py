@@ -36,6 +36,7 @@ from eventq.services.reconciler import Reconciler
 from eventq.services.schedules import ScheduleSweep, TickMaker
 from eventq.services.settings import Settings
 from eventq.services.task_timers import TaskTimers
+from eventq.services.worker_watch import WorkerWatch
 
 log = structlog.get_logger("eventq.processes")
 
@@ -48,6 +49,18 @@ def broker_config(settings: Settings) -> BrokerConfig:
         replicas=settings.replicas,
         events_max_bytes=settings.stream_max_bytes,
     )
+
+
+@asynccontextmanager
+async def open_system(settings: Settings) -> AsyncGenerator[Broker | None]:
+    """A connection for the broker's own events; ``None`` where none is set."""
+    if settings.nats_system_url is None:
+        yield None
+        return
+    async with await Broker.connect(
+        settings.nats_system_url, name=f"eventq watch {socket.gethostname()}:{os.getpid()}"
+    ) as found:
+        yield found
 
 
 @asynccontextmanager
@@ -152,7 +165,7 @@ async def run_api(settings: Settings) -> int:
 async def run_scheduler(settings: Settings) -> int:
     """The promoter of due timers, and the duties that follow the log. Any number may run beside each other."""
     stop = stop_on_signals()
-    async with open_log(settings, "scheduler") as event_log:
+    async with open_log(settings, "scheduler") as event_log, open_system(settings) as system:
         timers = TaskTimers(event_log, source=SCHEDULER)
         answers: dict[tuple[str, str], Answer] = {
             ("tasks", DUE): timers.promote,
@@ -163,11 +176,13 @@ async def run_scheduler(settings: Settings) -> int:
         schedule_sweep = ScheduleSweep(event_log, ticks)
         reconciler = Reconciler(event_log, lease_s=settings.lease_s)
         gate = Gate(event_log)
-        follower = Follower(event_log.broker, [reconciler, schedule_sweep, gate])
+        worker_watch = WorkerWatch(event_log)
+        follower = Follower(event_log.broker, [reconciler, schedule_sweep, gate, worker_watch])
         duties = (
             asyncio.create_task(Promoter(event_log.broker, answers).run(), name="promoter"),
             asyncio.create_task(follower.run(), name="follower"),
             asyncio.create_task(reconciler.run(follower), name="reconciler"),
+            asyncio.create_task(worker_watch.run(follower, system), name="worker watch"),
             asyncio.create_task(schedule_sweep.run(follower), name="schedules"),
             asyncio.create_task(gate.run(follower), name="gate"),
         )

@@ -119,6 +119,11 @@ class Settings(BaseSettings):
         description="Monitoring address of each broker, comma-separated: where `sync_interval` is verified. "
         "Without it a `nats_url` of your own needs `accept_lazy_sync`.",
     )
+    nats_system_url: Annotated[str, _check_urls("nats", "tls", "ws", "wss")] | None = Field(
+        None,
+        description="The broker, with a user of its system account: the scheduler then learns at once of a worker that died. "
+        "Without it, from missing heartbeats.",
+    )
     accept_lazy_sync: bool = Field(
         False,
         description="Start on a broker that acknowledges before the disk has the event: a power cut then loses "

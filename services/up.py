@@ -96,6 +96,7 @@ async def start_tree(supervisor: Supervisor, settings: Settings, *, any_ports: b
         update={
             "nats_url": broker.url,
             "nats_monitor_url": broker.monitor_url,
+            "nats_system_url": broker.system_url,
             "accept_lazy_sync": False,
             "replicas": 1,
             "data_dir": settings.data_dir.resolve(),

@@ -1,0 +1,241 @@
+"""Workers that are gone: found by what the broker says and by what they no longer say, with real processes killed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from eventq.events.commands import StartAttempt
+from eventq.events.handle import handle, handle_any, read_state
+from eventq.events.ids import new_id
+from eventq.events.presence import Heartbeat, beat, leave
+from eventq.events.task import Status
+from eventq.events.task_events import Failed, Queued
+from eventq.events.worker import WORKERS, LoseWorker, RegisterWorker, Worker, WorkerStatus
+from eventq.events.worker_events import WorkerRegistered
+from eventq.services import worker_watch as module
+from eventq.services.embedded import EmbeddedBroker
+from eventq.services.follower import Follower
+from eventq.services.worker_watch import WorkerWatch
+from tests.chaos.process import Process
+from tests.chaos.site import Control, Site
+from tests.support.nats import NatsServer
+from tests.support.poll import eventually
+
+
+@pytest.fixture
+def site(own_nats_server: NatsServer, tmp_path: Path) -> Iterator[Site]:
+    site = Site(own_nats_server, tmp_path)
+    yield site
+    site.close()
+
+
+@pytest.fixture
+async def control(site: Site) -> AsyncIterator[Control]:
+    async with await Control.open(site) as control:
+        yield control
+
+
+@pytest.fixture
+async def watched_site(tmp_path: Path) -> AsyncIterator[Site]:
+    """A site on the broker of `eventq up`, with a scheduler that hears the broker's own events."""
+    async with EmbeddedBroker(tmp_path / "data") as broker:
+        site = Site(_Server(broker), tmp_path)
+        try:
+            await site.started("scheduler", nats_system_url=broker.system_url)
+            yield site
+        finally:
+            site.close()
+
+
+class _Server(NatsServer):
+    """An embedded broker as the processes of a site are told of it."""
+
+    def __init__(self, broker: EmbeddedBroker) -> None:
+        super().__init__(broker.data_dir)
+        self.url, self.monitor_url = broker.url, broker.monitor_url
+
+
+@asynccontextmanager
+async def watching(control: Control) -> AsyncGenerator[WorkerWatch]:
+    """A watch without the broker's own events: presence has to do."""
+    watch = WorkerWatch(control.log)
+    follower = Follower(control.broker, [watch])
+    tasks = [asyncio.create_task(follower.run()), asyncio.create_task(watch.run(follower))]
+    try:
+        yield watch
+    finally:
+        for task in tasks:
+            assert not task.done(), task.exception()
+            task.cancel()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heartbeats are looked at all the time, and believed at once."""
+    monkeypatch.setattr(module, "PRESENCE_LOOK_S", 0.05)
+    monkeypatch.setattr(module, "PRESENCE_TTL_S", 0.0)
+    monkeypatch.setattr(module, "OUTAGE_GRACE_S", 0.0)
+
+
+def queued_reasons(control: Control, task_id: str) -> list[str]:
+    return [event.data.reason for event in control.events(task_id) if isinstance(event.data, Queued)]
+
+
+async def worker_state(control: Control, worker_id: str) -> Worker:
+    return await read_state(control.log, WORKERS, worker_id, fresh=True)
+
+
+async def until_status(control: Control, worker_id: str, status: WorkerStatus) -> None:
+    async def reached() -> bool:
+        return (await worker_state(control, worker_id)).status is status
+
+    await eventually(reached, timeout=30, what=f"{worker_id} is {status}")
+
+
+async def register(control: Control, **changes: object) -> str:
+    """A worker that exists only in the log."""
+    data = WorkerRegistered(hostname="h", pid=1, pool="cpu", queues=[], capacity=4, devices=["cpu"], tasks=[])
+    worker_id = f"cpu-{new_id()}"
+    command = RegisterWorker(data.model_copy(update=changes))
+    await handle_any(control.log, WORKERS, worker_id, command, source="test")
+    return worker_id
+
+
+async def say_alive(control: Control, worker_id: str, *running: str) -> None:
+    await beat(control.broker, Heartbeat(worker_id, "h", "cpu", 4, list(running), datetime.now(UTC)))
+
+
+async def start(control: Control, worker_id: str, **options: object) -> str:
+    task_id = await control.submit("chaos.quick", **options)
+    await handle(control.log, task_id, StartAttempt(worker_id, "h", "cpu"), source="test")
+    return task_id
+
+
+async def test_a_killed_workers_task_runs_elsewhere_long_before_its_lease_is_over(watched_site: Site) -> None:
+    async with await Control.open(watched_site) as control:
+        long_lease = {"lease_s": 600}
+        doomed = await watched_site.started("worker", concurrency=1, **long_lease)
+        task_id = await control.submit("chaos.gate", str(watched_site.gate()))
+        await control.until_entered(task_id)
+        await watched_site.started("worker", concurrency=1, **long_lease)
+        doomed_id = control.task(task_id).worker_id or ""
+        doomed.kill()
+        await control.until_entered(task_id, attempt=2)
+        watched_site.gate().touch()
+        await control.until_ended(task_id)
+        assert queued_reasons(control, task_id) == ["worker_lost"]
+        lost = await worker_state(control, doomed_id)
+        assert (lost.status, lost.end_reason) == (WorkerStatus.LOST, "disconnected")
+        await control.check()
+
+
+async def test_a_task_that_kills_three_workers_is_poison_and_names_them(watched_site: Site) -> None:
+    async with await Control.open(watched_site) as control:
+        task_id = await control.submit("chaos.cooperative")
+        workers: list[str] = []
+        for attempt in (1, 2, 3):
+            doomed = await watched_site.started("worker", concurrency=1)
+            await control.until_entered(task_id, attempt)
+            workers.append(control.task(task_id).worker_id or "")
+            doomed.kill()
+        end = (await control.ended(task_id)).data
+        assert isinstance(end, Failed)
+        assert end.reason == "poison"
+        assert [(one.attempt, one.worker_id) for one in end.evidence] == list(enumerate(workers, 1))
+        assert len(set(workers)) == 3
+
+
+async def test_a_worker_that_stops_in_good_order_is_not_called_lost(watched_site: Site) -> None:
+    async with await Control.open(watched_site) as control:
+        worker = await watched_site.started("worker", concurrency=1)
+        task_id = await control.submit("chaos.quick")
+        await control.until_ended(task_id)
+        worker_id = control.task(task_id).worker_id or ""
+        assert await asyncio.to_thread(_stopped, worker) == 0
+        other = await watched_site.started("worker", concurrency=1)
+        again = await control.submit("chaos.gate", str(watched_site.gate()))
+        await control.until_entered(again)
+        other.kill()
+        other_id = control.task(again).worker_id or ""
+        await until_status(control, other_id, WorkerStatus.LOST)  # so the watch has judged the first one as well
+        assert (await worker_state(control, worker_id)).status is WorkerStatus.STOPPED
+
+
+def _stopped(process: Process) -> int:
+    return process.stop()
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_worker_whose_heartbeats_lapsed_is_lost_and_its_tasks_go_on(control: Control) -> None:
+    """Also one that is found so at a cold start: there is no sign of it but the log."""
+    silent, alive = await register(control), await register(control)
+    held = [await start(control, silent), await start(control, alive)]
+    await say_alive(control, alive, held[1])
+    async with watching(control) as one, watching(control) as other:
+        await until_status(control, silent, WorkerStatus.LOST)
+        await control.until(lambda: queued_reasons(control, held[0]) == ["worker_lost"], "the task is ready again")
+        assert (await worker_state(control, silent)).end_reason == "presence_lapsed"
+        assert (await worker_state(control, alive)).status is WorkerStatus.ACTIVE
+        assert control.status(held[1]) is Status.RUNNING
+        assert one.lost + other.lost == 1
+
+
+async def test_while_the_broker_has_just_come_back_nobody_is_judged(control: Control, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The negative control of the one above: the same silence, too early."""
+    monkeypatch.setattr(module, "PRESENCE_LOOK_S", 0.05)
+    monkeypatch.setattr(module, "PRESENCE_TTL_S", 0.0)
+    silent = await register(control)
+    task_id = await start(control, silent)
+    async with watching(control):
+        http = await register(control, kind="http")
+        overdue = await start(control, http, timeout_s=0.001)
+        await control.until(lambda: control.status(overdue) is Status.TIMED_OUT, "the watch has looked")
+    assert (await worker_state(control, silent)).status is WorkerStatus.ACTIVE
+    assert control.status(task_id) is Status.RUNNING
+
+
+async def test_what_a_lost_worker_holds_is_ended_by_who_folds_the_log_next(control: Control) -> None:
+    """Whoever called it lost died before he ended its attempts."""
+    worker_id = await register(control)
+    task_id = await start(control, worker_id)
+    await handle_any(control.log, WORKERS, worker_id, LoseWorker(1, "disconnected", (task_id,)), source="test")
+    async with watching(control):
+        await control.until(lambda: queued_reasons(control, task_id) == ["worker_lost"], "the task is ready again")
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_living_worker_that_is_called_lost_registers_again_and_its_old_attempts_are_fenced(
+    site: Site, control: Control
+) -> None:
+    await site.workers(1, concurrency=2)
+    task_id = await control.submit("chaos.gate", str(site.gate()))
+    await control.until_entered(task_id)
+    worker_id = control.task(task_id).worker_id or ""
+    await leave(control.broker, worker_id)
+    async with watching(control):
+        await control.until(lambda: control.task(task_id).attempt == 2, "another attempt is made")
+        site.gate().touch()
+        await control.until_ended(task_id)
+    assert "worker_lost" in queued_reasons(control, task_id)
+    assert (await worker_state(control, worker_id)).status is WorkerStatus.ACTIVE
+    await control.check()
+
+
+async def test_an_attempt_that_an_http_worker_never_lists_is_ended_without_a_loss(
+    control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PRESENCE_LOOK_S", 0.05)
+    monkeypatch.setattr(module, "UNCLAIMED_S", 0.0)
+    worker_id = await register(control, kind="http")
+    listed, unlisted = await start(control, worker_id), await start(control, worker_id)
+    await say_alive(control, worker_id, listed)
+    async with watching(control):
+        await control.until(lambda: queued_reasons(control, unlisted) == ["interrupted"], "it is ready again")
+    assert control.task(unlisted).losses == 0
+    assert control.status(listed) is Status.RUNNING
