@@ -12,13 +12,16 @@ import pytest
 from nats.aio.msg import Msg
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
+from eventq.events.commands import CancelTask, ConfirmPause, HoldTask, PauseTask, StartAttempt
 from eventq.events.envelope import encode, next_event
+from eventq.events.handle import handle
 from eventq.events.ids import new_id
-from eventq.events.presence import leave, present
+from eventq.events.presence import Heartbeat, beat, leave, present
 from eventq.events.subjects import EVENTS, TIMERS, Route, work_consumer, work_filter
 from eventq.events.task import ABSENT, TASKS, Status
-from eventq.events.task_events import Queued, Submitted
+from eventq.events.task_events import Cancelled, Paused, Queued, Submitted, TimedOut
 from eventq.services import reconciler as module
+from eventq.services.follower import Follower
 from eventq.services.reconciler import Reconciler
 from eventq.workers.lease_keeper import IN_PROGRESS
 from tests.chaos.site import LEASE_S, ROUTE, Control, Site
@@ -48,14 +51,16 @@ async def control(site: Site) -> AsyncIterator[Control]:
 
 @asynccontextmanager
 async def running(control: Control) -> AsyncGenerator[Reconciler]:
-    """A reconciler at work."""
+    """A reconciler at work, shown the log by a follower of its own."""
     reconciler = Reconciler(control.log, lease_s=LEASE_S)
-    task = asyncio.create_task(reconciler.run())
+    follower = Follower(control.broker, [reconciler])
+    tasks = [asyncio.create_task(follower.run()), asyncio.create_task(reconciler.run(follower))]
     try:
         yield reconciler
     finally:
-        assert not task.done(), task.exception()
-        task.cancel()
+        for task in tasks:
+            assert not task.done(), task.exception()
+            task.cancel()
 
 
 def reasons(control: Control, task_id: str) -> list[str]:
@@ -228,3 +233,73 @@ async def test_waiting_work_is_left_where_it_is(site: Site, control: Control) ->
         await control.until(lambda: reasons(control, marker), "a sweep has found what is lost")
         assert reconciler.repaired == 1
     assert all(control.types(task_id) == ["submitted"] for task_id in task_ids)
+
+
+async def test_a_task_that_nobody_started_in_time_is_timed_out_although_its_timer_was_purged(control: Control) -> None:
+    ready = await control.submit("chaos.quick", queue_timeout_s=0.2)
+    held = await control.submit("chaos.quick", queue_timeout_s=0.2)
+    await handle(control.log, held, HoldTask(1), source="gate")
+    await control.broker.js.purge_stream(TIMERS)
+    async with running(control) as one, running(control) as other:
+        await control.until_ended(ready, held)
+        assert one.repaired + other.repaired >= 2
+    for task_id in (ready, held):
+        ended = control.events(task_id)[-1]
+        assert ended.data == TimedOut(reason="queue_timeout", after_s=0.2)
+        assert ended.time >= control.events(task_id)[0].time + timedelta(seconds=0.2)
+
+
+async def test_held_tasks_and_paused_tasks_are_left_alone(control: Control) -> None:
+    """Held: their work is the gate's. Paused: they wait for their client, also when their time is over."""
+    held = await control.submit("chaos.quick", gated=True)
+    paused = await control.submit("chaos.quick")
+    overdue = await control.submit("chaos.quick", scheduled_at=datetime.now(UTC) + timedelta(seconds=0.1), queue_timeout_s=0.1)
+    for task_id in (paused, overdue):
+        await handle(control.log, task_id, PauseTask("ada"), source="api")
+    await control.broker.js.purge_stream(TIMERS)
+    async with running(control) as reconciler:
+        marker = await control.submit("chaos.quick", queue="marker")
+        await delete_consumer(control)
+        await delete_consumer(control, Route("cpu", "marker", 5))
+        await control.until(lambda: reasons(control, marker), "a sweep has found what is lost")
+        assert reconciler.repaired == 1
+    assert control.types(held) == ["submitted"]
+    assert control.types(paused) == control.types(overdue) == ["submitted", "paused"]
+
+
+async def frozen(control: Control, worker_id: str) -> str:
+    """A task whose attempt stands still in the hands of this worker."""
+    task_id = await control.submit("chaos.quick")
+    source = f"worker.{worker_id}"
+    await handle(control.log, task_id, StartAttempt(worker_id, "host", "cpu"), source=source)
+    await handle(control.log, task_id, PauseTask("ada", "machine needed"), source="api")
+    await handle(control.log, task_id, ConfirmPause(1, frozen=True), source=source)
+    return task_id
+
+
+@pytest.fixture
+def quick_to_judge(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A silent worker is taken to be gone at once, also when the broker has just been reached."""
+    monkeypatch.setattr(module, "LEASES_MISSED", 0)
+    monkeypatch.setattr(module, "OUTAGE_GRACE_S", 0.0)
+
+
+@pytest.mark.usefixtures("quick_to_judge")
+async def test_a_frozen_attempt_of_a_silent_worker_is_ended_and_the_task_stays_paused(control: Control) -> None:
+    lost, stopping = await frozen(control, "gone"), await frozen(control, "gone")
+    await handle(control.log, stopping, CancelTask("ada"), source="api")
+    async with running(control):
+        await control.until(lambda: not control.task(lost).in_hand, "the frozen attempt is ended")
+        await control.until_ended(stopping)
+    assert control.events(lost)[-1].data == Paused(requested_by="ada", reason="machine needed", lost=True, confirmed_by="gone")
+    assert (control.status(lost), control.task(lost).losses) == (Status.PAUSED, 1)
+    assert control.events(stopping)[-1].data == Cancelled(requested_by="ada", confirmed_by="gone")
+
+
+@pytest.mark.usefixtures("quick_to_judge")
+async def test_a_frozen_attempt_that_its_worker_claims_is_left_alone(control: Control) -> None:
+    kept, lost = await frozen(control, "here"), await frozen(control, "gone")
+    await beat(control.broker, Heartbeat("here", "host", "cpu", 1, [kept], datetime.now(UTC)))
+    async with running(control):
+        await control.until(lambda: not control.task(lost).in_hand, "a sweep has looked at both")
+    assert control.task(kept).frozen
