@@ -24,6 +24,7 @@ BENCHES = {
     "lives": "lives",
     "control": "control",
     "priorities": "priorities",
+    "timers": "timers",
     "memory": "memory",
     "cli": "cli_start",
 }

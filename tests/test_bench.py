@@ -20,6 +20,7 @@ FIGURES = {
     "lives": {"life_scheduled", "life_retried", "life_workflow"},
     "control": {"cancel_running_p50", "cancel_running_p99", "worker_killed_to_running_elsewhere"},
     "priorities": {f"priority_{level}_share" for level in range(11)},
+    "timers": {"timers_flood"},
     "memory": {"memory_broker_per_100k_tasks", "memory_api_per_100k_tasks"},
     "cli": {"cli_help"},
 }
