@@ -74,7 +74,8 @@ QueueCommand = ConfigureQueue | PauseQueue | ResumeQueue | AdmitTasks
 
 
 def decide_queue(command: QueueCommand, queue: Queue) -> list[EventData]:
-    """What follows; empty where the command is already fulfilled. Raises :class:`IllegalTransition` for stale admissions."""
+    """What follows; empty where the command is already fulfilled. Raises :class:`IllegalTransition` for
+    admissions that are stale, or to a paused queue."""
     match command:
         case ConfigureQueue():
             same = command.limits == queue.limits
@@ -86,6 +87,8 @@ def decide_queue(command: QueueCommand, queue: Queue) -> list[EventData]:
         case AdmitTasks():
             if command.version != queue.version:
                 raise IllegalTransition("cannot admit on an outdated view of the queue", status=f"version {queue.version}")
+            if queue.paused:
+                raise IllegalTransition("cannot admit while the queue is paused", status="PAUSED")
             return [QueueAdmitted(tasks=list(command.tasks))] if command.tasks else []
 
 

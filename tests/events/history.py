@@ -114,6 +114,8 @@ class _Life:
                 self.paused = self.pause_requested = False
             case "updated" if self.attempt:
                 self.found.append(f"changed at version {event.version}, after it was started")
+            case _:
+                pass
         if isinstance(data, TimedOut) and data.reason == "queue_timeout" and self.attempt:
             self.found.append("timed out in its queue after it was started")
         self.held = (isinstance(data, Queued) and data.held) or (isinstance(data, Submitted) and data.gated)

@@ -121,6 +121,12 @@ def test_an_admission_counted_before_anything_else_happened_to_the_queue_is_refu
         decide_queue(AdmitTasks(1, (ONE,)), given(CONFIGURED, since))
 
 
+def test_nobody_is_admitted_while_the_queue_is_paused() -> None:
+    with pytest.raises(IllegalTransition, match="while the queue is paused"):
+        decide_queue(AdmitTasks(2, (ONE,)), given(CONFIGURED, PAUSED))
+    assert decide_queue(AdmitTasks(3, (ONE,)), given(CONFIGURED, PAUSED, RESUMED)) == [QueueAdmitted(tasks=[ONE])]
+
+
 def test_a_worker_s_event_is_no_event_of_a_queue() -> None:
     with pytest.raises(IllegalTransition, match="WorkerStopped"):
         evolve_queue(given(), "e1", NOW, WorkerStopped(reason="done"))
@@ -221,6 +227,8 @@ def misdeeds(log: Sequence[Event]) -> list[str]:
                 if again := admitted & {task.task_id for task in event.data.tasks}:
                     found.append(f"admitted twice: {again}")
                 admitted |= {task.task_id for task in event.data.tasks}
+                if paused:
+                    found.append("admitted while paused")
                 if not event.data.tasks:
                     found.append("admitted nobody")
             case _:
@@ -262,3 +270,11 @@ def test_the_judge_finds_what_is_wrong(broken: EventData, expected: str) -> None
         event, queue = next_event(QUEUES, "reports", queue, data, source="test", at=NOW)
         log.append(event)
     assert any(expected in line for line in misdeeds(log))
+
+
+def test_the_judge_finds_an_admission_to_a_paused_queue() -> None:
+    queue, log = QUEUES.absent, list[Event]()
+    for data in (CONFIGURED, PAUSED, QueueAdmitted(tasks=[ONE])):
+        event, queue = next_event(QUEUES, "reports", queue, data, source="test", at=NOW)
+        log.append(event)
+    assert misdeeds(log) == ["admitted while paused"]

@@ -58,7 +58,7 @@ async def timers(url: str) -> dict[str, datetime]:
         for subject in facts:
             message = await js.get_last_msg(TIMERS, subject)
             assert orjson.loads(message.data or b"")["kind"] == "tasks"
-            schedule = (message.headers or {})["Nats-Schedule"]
+            schedule = str((message.headers or {})["Nats-Schedule"])  # pyright: ignore[reportUnknownArgumentType, reportUnknownMemberType]
             found[subject.removeprefix("sched.")] = datetime.fromisoformat(schedule.removeprefix("@at "))
         return found
     finally:
