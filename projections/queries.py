@@ -24,6 +24,7 @@ from eventq.events.errors import InvalidInput
 from eventq.events.schedule import ScheduleStatus
 from eventq.events.worker_events import TaskDeclaration
 from eventq.projections.fold import fold
+from eventq.projections.queue_queries import LineFacts, QueuePage, line_facts, queue_page
 from eventq.projections.rows import (
     AttemptRow,
     EventRow,
@@ -171,6 +172,14 @@ class Queries:
         """Queues that hold unfinished tasks, and how long the oldest of them has been ready."""
         records = await self._read(lambda snapshot: snapshot.records(_SQL["queues"]))
         return [QueueRow(**values_of(record, _QUEUE)) for record in records]
+
+    async def queue_page(self, now: datetime, name: str | None = None) -> QueuePage:
+        """Queues with all that there is to say of them at ``now``; with a ``name`` at most the one of that name."""
+        return await self._read(lambda snapshot: queue_page(snapshot, now, name))
+
+    async def line_facts(self, task: TaskRow) -> LineFacts:
+        """What stands before ``task``."""
+        return await self._read(lambda snapshot: line_facts(snapshot, task))
 
     async def get_schedule(self, schedule_id: str) -> ScheduleRow | None:
         """The schedule, deleted or not; ``None`` where the projection has none of that id."""

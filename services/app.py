@@ -6,7 +6,7 @@ import asyncio
 
 from aiohttp import web
 
-from eventq.services import api_blobs, api_schedules, api_system, api_tasks, docs_pages
+from eventq.services import api_blobs, api_explain, api_queues, api_schedules, api_system, api_tasks, docs_pages
 from eventq.services.api import API, Api
 from eventq.services.docs_pages import DOCUMENT, document_bytes
 from eventq.services.http_errors import errors_middleware, finish_headers
@@ -17,6 +17,8 @@ from eventq.services.openapi_document import openapi_document
 
 ROUTES = (
     api_tasks.routes,
+    api_explain.routes,
+    api_queues.routes,
     api_blobs.routes,
     api_schedules.routes,
     api_system.routes,

@@ -45,7 +45,9 @@ from eventq.services.answers import (
 if TYPE_CHECKING:
     from aiohttp import ClientResponse, ClientSession
 
+    from eventq.services.client_queues import QueuesClient
     from eventq.services.client_schedules import SchedulesClient
+    from eventq.services.queue_models import ExplainAnswer
 
 Json = dict[str, Any]
 M = TypeVar("M", bound=BaseModel)
@@ -89,6 +91,13 @@ class Client:
         if self._session is not None:
             await self._session.close()
             self._session = None
+
+    @cached_property
+    def queues(self) -> QueuesClient:
+        """Queues."""
+        from eventq.services.client_queues import QueuesClient
+
+        return QueuesClient(self)
 
     @cached_property
     def schedules(self) -> SchedulesClient:
@@ -175,6 +184,12 @@ class Client:
         params = [(name, str(value)) for name, value in options.items() if value is not None]
         params += [("status", name) for name in ([status] if isinstance(status, str) else status)]
         return await self.ask(TaskListAnswer, "GET", "/tasks", params=params)
+
+    async def explain(self, task_id: str) -> ExplainAnswer:
+        """Why it waits, and when it will probably start."""
+        from eventq.services.queue_models import ExplainAnswer
+
+        return await self.ask(ExplainAnswer, "GET", f"{_task(task_id)}/explain")
 
     async def cancel(self, task_id: str, *, reason: str | None = None) -> CancelAnswer:
         """Cancel it. ``status`` is still ``RUNNING`` in the answer where its worker has not stopped it yet."""
