@@ -12,7 +12,16 @@ from typing import Annotated, Any
 import typer
 
 from eventq.events.errors import EventqError
-from eventq.services import cli_events, cli_processes, cli_projection, cli_schedules, cli_submit, cli_system, cli_tasks
+from eventq.services import (
+    cli_events,
+    cli_processes,
+    cli_projection,
+    cli_queues,
+    cli_schedules,
+    cli_submit,
+    cli_system,
+    cli_tasks,
+)
 from eventq.services.cli_exit import MEANINGS, ExitCode, exit_code_of
 
 RUN, USE, OPERATE = "Run it", "Use it", "Operate it"
@@ -46,6 +55,7 @@ app.command("scheduler", rich_help_panel=RUN)(cli_processes.run_scheduler)
 app.command("submit", rich_help_panel=USE)(cli_submit.submit)
 app.add_typer(cli_tasks.app, rich_help_panel=USE)
 app.add_typer(cli_schedules.app, rich_help_panel=USE)
+app.add_typer(cli_queues.app, rich_help_panel=OPERATE)
 app.add_typer(cli_events.app, rich_help_panel=USE)
 app.add_typer(cli_projection.app, rich_help_panel=OPERATE)
 app.command("settings", rich_help_panel=OPERATE)(cli_system.list_settings)

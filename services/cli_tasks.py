@@ -160,6 +160,33 @@ def show_timeline(
     Output(as_json=as_json).show(timeline, lambda: timeline_view(timeline))
 
 
+@app.command("explain")
+def explain_task(
+    task_id: TaskIdArgument,
+    as_json: JsonOption = False,
+    api: ApiOption = None,
+    config: ConfigOption = None,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Say why a task waits, and when it will probably start."""
+    from rich.text import Text
+
+    from eventq.services.output import clean, moment
+
+    answer = _ask(Instance(api=api, config=config, data_dir=data_dir), lambda client: client.explain(task_id))
+
+    def sentences() -> Text:
+        start = answer["predicted_start"]
+        lines = [f"{answer['status']}", *(f"{reason['code']}: {reason['message']}" for reason in answer["reasons"])]
+        if start is not None:
+            lines.append(f"will probably start between {moment(start['earliest'])} and {moment(start['latest'])}")
+        elif answer["waiting"]:
+            lines.append(f"no start can be predicted: {answer['no_prediction']}")
+        return Text("\n".join(clean(line) for line in lines))
+
+    Output(as_json=as_json).show(answer, sentences)
+
+
 @app.command("cancel")
 def cancel_task(
     task_id: TaskIdArgument,
