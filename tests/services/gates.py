@@ -6,7 +6,6 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
 from typing import Any, Self
 
 import nats.errors
@@ -78,16 +77,7 @@ class Floor:
 
     async def history(self) -> list[Event]:
         """Every event of the log, in order."""
-        facts = await self.broker.stream_facts(EVENTS)
-        assert facts is not None
-        found: list[Event] = []
-        async with Tail(self.broker, EVENTS, after=0) as tail:
-            position = 0
-            while position < facts.last:
-                for message in await tail.next(timeout_s=1):
-                    found.append(decode(message.payload, message.subject))
-                    position = message.position
-        return found
+        return await history_of(self.broker)
 
     @asynccontextmanager
     async def gate(self) -> AsyncGenerator[Gate]:
@@ -145,6 +135,20 @@ class Floor:
         return (await handle(self.log, task_id, command, source=worker_id, task=known)).state
 
 
+async def history_of(broker: Broker) -> list[Event]:
+    """Every event of the log, in order."""
+    facts = await broker.stream_facts(EVENTS)
+    assert facts is not None
+    found: list[Event] = []
+    async with Tail(broker, EVENTS, after=0) as tail:
+        position = 0
+        while position < facts.last:
+            for message in await tail.next(timeout_s=1):
+                found.append(decode(message.payload, message.subject))
+                position = message.position
+    return found
+
+
 def most_holders(history: Sequence[Event], queue: str = ROUTE.queue) -> int:
     """How many tasks of the queue had a work item or an attempt at once, at most, by the order of the log."""
     return max(_holders(history, queue, lambda task: "all").values(), default=0)
@@ -168,7 +172,3 @@ def _holders(history: Sequence[Event], queue: str, group: Any) -> dict[str, int]
             counts = Counter(holding.values())
             most[group(task)] = max(most[group(task)], counts[group(task)])
     return dict(most)
-
-
-def started_at(history: Sequence[Event]) -> list[datetime]:
-    return [event.time.astimezone(UTC) for event in history if event.type == "started"]
