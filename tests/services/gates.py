@@ -151,15 +151,15 @@ async def history_of(broker: Broker) -> list[Event]:
 
 def most_holders(history: Sequence[Event], queue: str = ROUTE.queue) -> int:
     """How many tasks of the queue had a work item or an attempt at once, at most, by the order of the log."""
-    return max(_holders(history, queue, lambda task: "all").values(), default=0)
+    return max(_holders(history, queue, by_key=False).values(), default=0)
 
 
 def most_holders_of_a_key(history: Sequence[Event], queue: str = ROUTE.queue) -> dict[str, int]:
     """The same of each key."""
-    return _holders(history, queue, lambda task: task.key or "none")
+    return _holders(history, queue, by_key=True)
 
 
-def _holders(history: Sequence[Event], queue: str, group: Any) -> dict[str, int]:
+def _holders(history: Sequence[Event], queue: str, *, by_key: bool) -> dict[str, int]:
     holding: dict[str, str] = {}
     most: Counter[str] = Counter()
     for event in history:
@@ -168,7 +168,7 @@ def _holders(history: Sequence[Event], queue: str, group: Any) -> dict[str, int]
         task = from_summary(event.state)
         holding.pop(event.aggregate_id, None)
         if task.queue == queue and (task.in_hand or (task.status == "PENDING" and task.ready)):
-            holding[event.aggregate_id] = group(task)
-            counts = Counter(holding.values())
-            most[group(task)] = max(most[group(task)], counts[group(task)])
+            group = (task.key or "none") if by_key else "all"
+            holding[event.aggregate_id] = group
+            most[group] = max(most[group], Counter(holding.values())[group])
     return dict(most)

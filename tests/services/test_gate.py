@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from functools import partial
 
 import nats.errors
 import pytest
@@ -135,6 +136,10 @@ async def test_a_slot_is_kept_over_a_lost_worker_and_given_up_for_a_retry(floor:
         await eventually(lambda: _ready(floor, first[0]), what="the retry has the slot")
 
 
+def _at_least(done: list[str], wanted: int) -> bool:
+    return len(done) >= wanted
+
+
 async def _ready(floor: Floor, task_id: str) -> bool:
     task = await floor.task(task_id)
     return task.status is Status.PENDING and not task.held
@@ -156,7 +161,7 @@ async def test_starts_keep_the_rate_over_a_change_of_gates(floor: Floor) -> None
         await floor.submit(30)
         for wanted in (8, 16, 30):  # each gate begins where the one before left off, by the log
             async with floor.gate():
-                await eventually(lambda wanted=wanted: len(done) >= wanted, timeout=30, what=f"{wanted} are done")
+                await eventually(partial(_at_least, done, wanted), timeout=30, what=f"{wanted} are done")
     times = [e.time.timestamp() for e in await floor.history() if isinstance(e.data, QueueAdmitted) for _ in e.data.tasks]
     assert len(times) == 30
     for first in times:
@@ -185,7 +190,7 @@ async def test_what_another_gate_admitted_and_did_not_queue_is_completed(floor: 
     await handle(floor.log, task_ids[1], AdmitTask(1), source="gate")
     async with floor.gate() as gate:
         for task_id in task_ids[:3]:
-            await eventually(lambda task_id=task_id: _ready(floor, task_id), what="it is queued")
+            await eventually(partial(_ready, floor, task_id), what="it is queued")
         assert gate.admitted == 0
         await handle(floor.log, task_ids[0], CancelTask("ada"), source="test")
         await eventually(lambda: gate.admitted == 1, what="another follows")
