@@ -186,6 +186,7 @@ async def run_scheduler(settings: Settings) -> int:
             asyncio.create_task(schedule_sweep.run(follower), name="schedules"),
             asyncio.create_task(gate.run(follower), name="gate"),
         )
+        collect_seldom()
         announce_ready()
         log.info("scheduler.ready")
         await run_until(stop, *duties, _connection(event_log))
