@@ -6,7 +6,17 @@ import asyncio
 
 from aiohttp import web
 
-from eventq.services import api_blobs, api_explain, api_queues, api_schedules, api_system, api_tasks, docs_pages
+from eventq.services import (
+    api_blobs,
+    api_explain,
+    api_queues,
+    api_schedules,
+    api_system,
+    api_tasks,
+    api_worker_leases,
+    api_workers,
+    docs_pages,
+)
 from eventq.services.api import API, Api
 from eventq.services.docs_pages import DOCUMENT, document_bytes
 from eventq.services.http_errors import errors_middleware, finish_headers
@@ -21,6 +31,8 @@ ROUTES = (
     api_queues.routes,
     api_blobs.routes,
     api_schedules.routes,
+    api_workers.routes,
+    api_worker_leases.routes,
     api_system.routes,
     api_system.root_routes,
     docs_pages.routes,

@@ -29,6 +29,7 @@ STATUS_OF: dict[str, int] = {
     "NOT_FOUND": 404,
     "TASK_NOT_FOUND": 404,
     "BLOB_NOT_FOUND": 404,
+    "WORKER_NOT_FOUND": 404,
     "CONFLICT": 409,
     "ILLEGAL_TRANSITION": 409,
     "STALE_ATTEMPT": 409,

@@ -1,0 +1,268 @@
+"""Workers that speak only HTTP: they lease, report and obey, and the fence holds for them as for every worker."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from eventq.events.commands import CancelTask, ExpireLease, PauseTask
+from eventq.events.handle import handle, handle_any, read_state, read_task
+from eventq.events.presence import heartbeat_of
+from eventq.events.subjects import EVENTS, Route, work_consumer
+from eventq.events.task import Status, Task
+from eventq.events.worker import WORKERS, DrainWorker, LoseWorker, PauseWorker, WorkerStatus
+from tests.services.backend import Backend
+from tests.support.poll import eventually
+
+DECLARED = [{"name": "far", "parameters": ["x"], "max_retries": 1}]
+
+
+class Remote:
+    """A worker at the other end of HTTP."""
+
+    def __init__(self, backend: Backend, worker_id: str) -> None:
+        self.backend = backend
+        self.id = worker_id
+
+    @classmethod
+    async def register(cls, backend: Backend, capacity: int = 2, **body: Any) -> Remote:
+        wanted = {"pool": "far", "tasks": DECLARED, **body}
+        params = {"hostname": "h", "capacity": str(capacity)}
+        status, answer = await backend.post("/workers", wanted, params=params)
+        assert status == 201, answer
+        return cls(backend, answer["worker_id"])
+
+    async def lease(self, most: int = 1, wait_seconds: float = 0.0) -> list[dict[str, Any]]:
+        status, answer = await self.backend.post(f"/workers/{self.id}/lease", {"max": most, "wait_seconds": wait_seconds})
+        assert status == 200, answer
+        return list(answer["tasks"])
+
+    async def lease_one(self) -> dict[str, Any]:
+        (task,) = await self.lease(1, 10.0)
+        return task
+
+    async def report(self, what: str, task: dict[str, Any], **more: Any) -> tuple[int, Any]:
+        body = {"attempt": task["attempt"], **more}
+        return await self.backend.post(f"/workers/{self.id}/tasks/{task['task_id']}/{what}", body)
+
+    async def heartbeat(self, *tasks: dict[str, Any]) -> dict[str, Any]:
+        running = [{"task_id": task["task_id"], "attempt": task["attempt"]} for task in tasks]
+        status, answer = await self.backend.post(f"/workers/{self.id}/heartbeat", {"running": running})
+        assert status == 200, answer
+        return dict(answer)
+
+
+@pytest.fixture
+async def remote(backend: Backend) -> Remote:
+    return await Remote.register(backend)
+
+
+async def submit(backend: Backend, **body: Any) -> str:
+    return str((await backend.submit(task_name="far", task_kwargs={}, task_args=[1], **body))["task_id"])
+
+
+async def task_of(backend: Backend, task_id: str) -> Task:
+    return await read_task(backend.log, task_id, fresh=True)
+
+
+async def outstanding(backend: Backend) -> int:
+    info = await backend.broker.js.consumer_info(EVENTS, work_consumer(Route("far", "default", 5)))
+    return (info.num_pending or 0) + (info.num_ack_pending or 0)
+
+
+async def test_a_task_is_leased_reported_and_completed(backend: Backend, remote: Remote) -> None:
+    task_id = await submit(backend, timeout_seconds=60)
+    task = await remote.lease_one()
+    assert {name: task[name] for name in ("task_id", "attempt", "task_name", "args", "kwargs", "timeout_s")} == {
+        "task_id": task_id, "attempt": 1, "task_name": "far", "args": [1], "kwargs": {}, "timeout_s": 60.0,
+    }  # fmt: skip
+    assert (await remote.report("progress", task, done=1, total=2, message="half"))[0] == 200
+    status, answer = await remote.report("complete", task, result={"answer": 42})
+    assert (status, answer["status"]) == (200, "COMPLETED")
+    _, seen = await backend.get(f"/tasks/{task_id}")
+    assert (seen["result"], seen["worker_id"]) == ({"answer": 42}, remote.id)
+    assert await eventually(lambda: no_work_left(backend))
+
+
+async def no_work_left(backend: Backend) -> bool:
+    return await outstanding(backend) == 0
+
+
+async def test_a_lease_waits_for_work(backend: Backend, remote: Remote) -> None:
+    leasing = asyncio.create_task(remote.lease(1, 20.0))
+    status, _ = await backend.get(f"/workers/{remote.id}/status")
+    assert status == 200
+    task_id = await submit(backend)
+    assert [task["task_id"] for task in await leasing] == [task_id]
+
+
+async def test_it_gets_no_more_than_it_has_room_for(backend: Backend, remote: Remote) -> None:
+    for _ in range(4):
+        await submit(backend)
+    tasks = await remote.lease(10, 5.0)
+    while len(tasks) < 2:
+        tasks += await remote.lease(10, 5.0)
+    assert len(tasks) == 2
+    assert await remote.lease(10) == []
+    await remote.report("complete", tasks[0])
+    assert len(await remote.lease(10, 5.0)) == 1
+
+
+async def test_two_requests_at_once_get_no_more_than_there_is_room_for(backend: Backend, remote: Remote) -> None:
+    for _ in range(6):
+        await submit(backend)
+    got = await asyncio.gather(*(remote.lease(2, 1.0) for _ in range(3)))
+    assert sum(map(len, got)) == 2
+
+
+@pytest.mark.parametrize("command", [PauseWorker("test"), DrainWorker("test")])
+async def test_paused_or_draining_it_gets_nothing(backend: Backend, remote: Remote, command: Any) -> None:
+    task_id = await submit(backend)
+    await handle_any(backend.log, WORKERS, remote.id, command, source="test")
+    assert await remote.lease(1) == []
+    assert (await task_of(backend, task_id)).status is Status.PENDING
+
+
+async def test_one_who_waits_while_it_is_paused_gets_nothing(backend: Backend, remote: Remote) -> None:
+    leasing = asyncio.create_task(remote.lease(1, 2.0))
+    await handle_any(backend.log, WORKERS, remote.id, PauseWorker("test"), source="test")
+    task_id = await submit(backend)
+    assert await leasing == []
+    other = await Remote.register(backend)
+    assert (await other.lease_one())["task_id"] == task_id
+
+
+async def test_an_error_is_retried_and_the_last_one_is_final(backend: Backend, remote: Remote) -> None:
+    task_id = await submit(backend)
+    error = {"type": "ValueError", "message": "no", "traceback": "far away"}
+    status, answer = await remote.report("fail", await remote.lease_one(), error=error, retry_after_seconds=60)
+    assert (status, answer["status"]) == (200, "RETRYING")
+    due_at = (await task_of(backend, task_id)).due_at
+    assert due_at is not None
+    assert 50 < (due_at - datetime.now(UTC)).total_seconds() <= 60
+
+    other = await submit(backend)
+    task = await remote.lease_one()
+    assert task["task_id"] == other
+    status, answer = await remote.report("fail", task, error=error, retryable=False)
+    assert (status, answer["status"]) == (200, "FAILED")
+    _, seen = await backend.get(f"/tasks/{other}")
+    assert (seen["reason"], seen["error"]) == ("not_retryable", error)
+
+
+async def test_a_released_task_goes_back_and_costs_nothing(backend: Backend, remote: Remote) -> None:
+    task_id = await submit(backend)
+    await remote.report("release", await remote.lease_one())
+    again = await remote.lease_one()
+    assert (again["task_id"], again["attempt"]) == (task_id, 2)
+    after = await task_of(backend, task_id)
+    assert (after.failures, after.losses) == (0, 0)
+
+
+async def test_heartbeats_tell_what_to_cancel_to_pause_and_what_is_not_its_own_any_more(backend: Backend) -> None:
+    remote = await Remote.register(backend, capacity=4)
+    ids = [await submit(backend) for _ in range(4)]
+    held: dict[str, dict[str, Any]] = {}
+    while len(held) < 4:
+        held |= {task["task_id"]: task for task in await remote.lease(4, 5.0)}
+    await handle(backend.log, ids[0], CancelTask("ada"), source="test")
+    await handle(backend.log, ids[1], PauseTask("eve"), source="test")
+    await handle(backend.log, ids[2], ExpireLease(1), source="test")
+    answer = await remote.heartbeat(*held.values())
+    assert [one["task_id"] for one in answer["cancel"]] == [ids[0]]
+    assert [one["task_id"] for one in answer["pause"]] == [ids[1]]
+    assert [one["task_id"] for one in answer["revoked"]] == [ids[2]]
+    assert (await remote.report("cancelled", held[ids[0]]))[1]["status"] == "CANCELLED"
+    assert (await remote.report("release", held[ids[1]]))[1]["status"] == "PAUSED"
+    assert (await remote.report("cancelled", held[ids[3]]))[0] == 409, "nobody asked for it"
+    heartbeat = await heartbeat_of(backend.broker, remote.id)
+    assert heartbeat is not None
+    assert sorted(heartbeat.running) == sorted([ids[0], ids[1], ids[3]])
+
+
+REPORTS: list[tuple[str, dict[str, Any]]] = [
+    ("progress", {"done": 1}),
+    ("complete", {"result": 1}),
+    ("fail", {"error": {"type": "E"}}),
+    ("release", {}),
+    ("cancelled", {}),
+]
+
+
+@pytest.mark.parametrize(("what", "more"), REPORTS)
+async def test_an_attempt_that_was_taken_away_is_refused_and_changes_nothing(
+    backend: Backend, remote: Remote, what: str, more: dict[str, Any]
+) -> None:
+    """The fence. Its negative control follows: the same report of the attempt that is current is taken."""
+    task_id = await submit(backend)
+    old = await remote.lease_one()
+    await handle(backend.log, task_id, ExpireLease(1), source="test")
+    new = await remote.lease_one()
+    await handle(backend.log, task_id, CancelTask("ada"), source="test")
+    before = await task_of(backend, task_id)
+    status, refused = await remote.report(what, old, **more)
+    assert (status, refused["code"]) == (409, "STALE_ATTEMPT")
+    assert await task_of(backend, task_id) == before
+    assert (await remote.report(what, new, **more))[0] == 200
+
+
+@pytest.mark.parametrize(("what", "more"), REPORTS)
+async def test_another_workers_attempt_is_refused_even_with_the_right_number(
+    backend: Backend, remote: Remote, what: str, more: dict[str, Any]
+) -> None:
+    task_id = await submit(backend)
+    task = await remote.lease_one()
+    await handle(backend.log, task_id, CancelTask("ada"), source="test")
+    other = await Remote.register(backend)
+    before = await task_of(backend, task_id)
+    status, refused = await other.report(what, task, **more)
+    assert (status, refused["code"]) == (409, "STALE_ATTEMPT")
+    assert await task_of(backend, task_id) == before
+    assert [one["task_id"] for one in (await other.heartbeat(task))["revoked"]] == [task_id]
+
+
+async def test_a_report_whose_answer_was_lost_may_be_repeated_and_another_may_not(backend: Backend, remote: Remote) -> None:
+    await submit(backend)
+    task = await remote.lease_one()
+    first = await remote.report("complete", task, result=1)
+    position = await backend.last_position()
+    assert await remote.report("complete", task, result=1) == first
+    status, refused = await remote.report("fail", task, error={"type": "E"})
+    assert (status, refused["code"]) == (409, "STALE_ATTEMPT")
+    assert await backend.last_position() == position
+
+
+async def test_a_draining_worker_that_runs_nothing_is_done(backend: Backend, remote: Remote) -> None:
+    await submit(backend)
+    task = await remote.lease_one()
+    await handle_any(backend.log, WORKERS, remote.id, DrainWorker("test"), source="test")
+    assert (await remote.heartbeat(task))["status"] == "DRAINING"
+    await remote.report("complete", task)
+    assert (await remote.heartbeat())["status"] == "STOPPED"
+    assert (await read_state(backend.log, WORKERS, remote.id)).end_reason == "drained"
+
+
+async def test_a_lost_worker_is_told_so_and_leases_nothing_until_it_registers_again(backend: Backend, remote: Remote) -> None:
+    await handle_any(backend.log, WORKERS, remote.id, LoseWorker(1, "presence_lapsed", ()), source="test")
+    assert (await remote.heartbeat())["status"] == "LOST"
+    status, refused = await backend.post(f"/workers/{remote.id}/lease")
+    assert (status, refused["code"]) == (409, "ILLEGAL_TRANSITION")
+    await Remote.register(backend, worker_id=remote.id)
+    assert (await read_state(backend.log, WORKERS, remote.id)).status is WorkerStatus.ACTIVE
+    await submit(backend)
+    await remote.lease_one()
+
+
+async def test_large_results_go_to_the_blob_store(backend: Backend, remote: Remote) -> None:
+    task_id = await submit(backend)
+    await remote.report("complete", await remote.lease_one(), result="x" * 100_000)
+    _, seen = await backend.get(f"/tasks/{task_id}")
+    assert (seen["result"], seen["output"]["size_bytes"]) == (None, 100_002)
+
+
+async def test_a_process_is_no_worker_over_http(backend: Backend) -> None:
+    status, refused = await backend.post("/workers/worker-1/lease")
+    assert (status, refused["code"]) == (409, "CONFLICT")
