@@ -28,6 +28,7 @@ STATUS_OF: dict[str, int] = {
     "PAYLOAD_TOO_LARGE": 413,
     "NOT_FOUND": 404,
     "TASK_NOT_FOUND": 404,
+    "SCHEDULE_NOT_FOUND": 404,
     "BLOB_NOT_FOUND": 404,
     "WORKER_NOT_FOUND": 404,
     "CONFLICT": 409,
