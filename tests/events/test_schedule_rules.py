@@ -296,22 +296,20 @@ class Life(RuleBasedStateMachine):
     def the_clock_goes(self, minutes: int) -> None:
         self.now += minutes * MINUTE
 
-    @rule(view=st.integers(0, 3), busy=st.booleans())
-    def a_scheduler_ticks(self, view: int, busy: bool) -> None:
+    @rule(view=st.integers(0, 3), busy=st.booleans(), later=st.sampled_from([1500, 90, 1, 0]))
+    def a_scheduler_ticks(self, view: int, busy: bool, later: int) -> None:
+        self.now += later * MINUTE
         seen = self.views[-1 - min(view, len(self.views) - 1)]
         if seen.version and (ticked := plan_tick("s", seen, self.now, busy=busy)) is not None:
             self.handle(TickSchedule(seen.version, ticked))
 
-    @rule()
-    def somebody_pauses(self) -> None:
-        self.handle(PauseSchedule("ada"))
+    @rule(pauses=st.booleans())
+    def somebody_pauses_or_resumes(self, pauses: bool) -> None:
+        self.handle(PauseSchedule("ada") if pauses else ResumeSchedule("ada"))
 
-    @rule()
-    def somebody_resumes(self) -> None:
-        self.handle(ResumeSchedule("ada"))
-
-    @rule(cron=CRONS)
-    def somebody_updates(self, cron: str) -> None:
+    @rule(cron=CRONS, back=st.sampled_from([0, 1, 90]))
+    def somebody_updates(self, cron: str, back: int) -> None:
+        self.now -= back * MINUTE
         wanted = self.schedule.required_spec.model_copy(update={"cron": cron})
         self.handle(UpdateSchedule(self.schedule.version, wanted, first_due(wanted, self.schedule, self.now), "ada"))
 
@@ -339,4 +337,4 @@ class Life(RuleBasedStateMachine):
 
 
 TestLife = Life.TestCase
-TestLife.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestLife.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
