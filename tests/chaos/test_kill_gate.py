@@ -6,12 +6,14 @@ import signal
 
 import pytest
 
+from eventq.events.errors import Unavailable
 from eventq.events.handle import handle_any
 from eventq.events.queue import QUEUES, ConfigureQueue, PauseQueue, ResumeQueue
 from eventq.events.queue_events import QueueAdmitted, QueueLimits
 from eventq.events.subjects import EVENTS, work_consumer
 from eventq.events.task import Status
 from tests.chaos.site import ROUTE, Control, Site
+from tests.chaos.test_kill_api import client_of
 from tests.services.gates import history_of, most_holders
 from tests.support.poll import eventually
 
@@ -60,3 +62,22 @@ async def test_a_worker_gets_nothing_of_a_paused_queue_and_all_of_it_once_resume
     await control.until_ended(*waiting)
     assert control.status(running) is Status.COMPLETED
     await control.check()
+
+
+async def test_a_pause_whose_api_was_killed_before_its_effect_is_brought_about_by_the_gate(
+    site: Site, control: Control
+) -> None:
+    await control.log.routes.ensure(ROUTE)
+    doomed = await site.started("api", failpoints="queue.after_append=kill")
+    async with await client_of(doomed) as client:
+        with pytest.raises(Unavailable):
+            await client.queues.pause(ROUTE.queue)
+    assert doomed.wait() == -signal.SIGKILL
+    info = await control.broker.js.consumer_info(EVENTS, work_consumer(ROUTE))
+    assert not info.paused
+    await site.started("scheduler")
+
+    async def paused() -> bool:
+        return bool((await control.broker.js.consumer_info(EVENTS, work_consumer(ROUTE))).paused)
+
+    await eventually(paused, what="the gate pauses the consumer")

@@ -188,6 +188,20 @@ def test_a_tenant_that_comes_back_again_and_again_gets_no_more_than_its_turn() -
     assert abs(admitted["steady"] - admitted["comes-and-goes"]) <= 2
 
 
+def test_a_newcomer_has_saved_up_nothing_while_it_was_away() -> None:
+    gate = Gate(fair=True, max_running=1)
+    gate.hold_many(200, "steady")
+    for _ in range(100):
+        gate.end(gate.admit()[0].task_id)
+    gate.hold_many(200, "newcomer")
+    admitted: Counter[str | None] = Counter()
+    for _ in range(40):
+        (pick,) = gate.admit()
+        admitted[pick.entry.key] += 1
+        gate.end(pick.task_id)
+    assert admitted == {"steady": 20, "newcomer": 20}
+
+
 def test_priorities_share_by_weight_and_none_starves() -> None:
     gate = Gate(max_running=1)
     for priority in range(11):
