@@ -232,3 +232,13 @@ async def test_the_command_line_does_all_that_the_api_does(backend: Backend) -> 
     assert (await backend.get(f"/tasks/{task_id}"))[0] == 200
     assert (await run("delete", "s", "--json")).json == {"schedule_id": "s", "status": "DELETED"}
     assert (await run("list", "--status", "deleted", "--json")).json["total"] == 1
+
+
+async def test_the_table_of_schedules_is_the_fold_of_the_log(backend: Backend) -> None:
+    await created(backend, schedule_id="one", catch_up="all", starts_at="2030-01-01T00:00:00Z")
+    await backend.post("/schedules/one/pause")
+    await backend.post("/schedules/one/trigger")
+    await backend.get("/schedules/one")
+    status, verified = await backend.post("/projection/verify")
+    assert (status, verified["equal"]) == (200, True)
+    assert verified["tables"]["schedules"]["rows"] == 1
