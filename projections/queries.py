@@ -29,6 +29,7 @@ from eventq.projections.rows import (
     AttemptRow,
     EventRow,
     LogRow,
+    Matching,
     ProgressRow,
     QueueRow,
     TaskFilter,
@@ -47,6 +48,7 @@ __all__ = [
     "AttemptRow",
     "EventRow",
     "LogRow",
+    "Matching",
     "ProgressRow",
     "Queries",
     "QueueRow",
@@ -79,8 +81,20 @@ _CONDITIONS = {
     "pool": "pool = $pool",
     "task_name": "task_name = $task_name",
     "worker_id": "worker_id = $worker_id",
+    "key": "key = $key",
+    "reason": "reason = $reason",
+    "tags": "list_has_all(CAST(tags AS VARCHAR[]), $tags)",
+    "metadata": "",  # one condition for each pair
+    "workflow_id": "workflow_id = $workflow_id",
+    "schedule_id": "schedule_id = $schedule_id",
+    "parent_task_id": "parent_task_id = $parent_task_id",
+    "original_task_id": "original_task_id = $original_task_id",
     "created_after": "created_at >= $created_after",
     "created_before": "created_at < $created_before",
+    "updated_after": "updated_at >= $updated_after",
+    "updated_before": "updated_at < $updated_before",
+    "cleaned": "cleaned = $cleaned",
+    "unredriven": "task_id NOT IN (SELECT original_task_id FROM tasks WHERE origin = 'retry') = $unredriven",
 }
 
 T = TypeVar("T")
@@ -144,6 +158,15 @@ class Queries:
         direction = "DESC" if descending else "ASC"
         order = f"{sort_by} {direction} NULLS LAST, task_id {direction}"
         return await self._read(lambda snapshot: _list_tasks(snapshot, wanted, order, limit, offset))
+
+    async def matching(self, wanted: TaskFilter, *, limit: int) -> Matching:
+        """The ids and versions of the first ``limit`` tasks that match, in order of their ids."""
+        return await self._read(lambda snapshot: _matching(snapshot, wanted, limit))
+
+    async def subtasks(self, task_id: str) -> list[str]:
+        """Ids of the tasks that a task spawned, oldest first."""
+        rows = await self._read(lambda snapshot: snapshot.rows(_SQL["subtasks"], {"task_id": task_id}))
+        return [row[0] for row in rows]
 
     async def timeline(self, task_id: str) -> Timeline:
         """A task's events, attempts and newest log lines, each oldest first."""
@@ -231,15 +254,39 @@ def _list_tasks(snapshot: Snapshot, wanted: TaskFilter, order: str, limit: int, 
 
 def _conditions(wanted: TaskFilter) -> tuple[str, dict[str, Any]]:
     parameters: dict[str, Any] = {}
-    for name in _CONDITIONS:
+    where: list[str] = []
+    for name, condition in _CONDITIONS.items():
         value = getattr(wanted, name)
-        if value is None or value == ():
+        if value is None or value == () or (value is False and name == "unredriven"):
             continue
-        if isinstance(value, tuple):
-            value = [status.value for status in wanted.statuses]
-        parameters[name] = naive(value) if isinstance(value, datetime) else value
-    where = " AND ".join(_CONDITIONS[name] for name in parameters)
-    return (f" WHERE {where}" if where else ""), parameters
+        if name == "metadata":
+            for number, (key, text) in enumerate(wanted.metadata):
+                where.append(f"json_extract_string(metadata, $metadata_path_{number}) = $metadata_value_{number}")
+                parameters |= {f"metadata_path_{number}": f"/{_pointed(key)}", f"metadata_value_{number}": text}
+            continue
+        where.append(condition)
+        parameters[name] = _parameter(value)
+    return (f" WHERE {' AND '.join(where)}" if where else ""), parameters
+
+
+def _parameter(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return naive(value)
+    return list(map(str, value)) if isinstance(value, tuple) else value
+
+
+def _pointed(key: str) -> str:
+    """As a step of a JSON pointer."""
+    return key.replace("~", "~0").replace("/", "~1")
+
+
+def _matching(snapshot: Snapshot, wanted: TaskFilter, limit: int) -> Matching:
+    conditions, parameters = _conditions(wanted)
+    total = snapshot.rows(f"SELECT count(*) FROM tasks{conditions}", parameters)[0][0]
+    rows = snapshot.rows(
+        f"SELECT task_id, version FROM tasks{conditions} ORDER BY task_id LIMIT $limit", parameters | {"limit": limit}
+    )
+    return Matching(total, [(task_id, version) for task_id, version in rows], snapshot.position)
 
 
 def _with_progress(snapshot: Snapshot, records: list[dict[str, Any]]) -> list[TaskRow]:

@@ -6,6 +6,9 @@ SELECT * FROM tasks WHERE task_id = $task_id;
 -- name: progress_of
 SELECT * FROM task_progress WHERE task_id IN (SELECT unnest($task_ids));
 
+-- name: subtasks
+SELECT task_id FROM tasks WHERE parent_task_id = $task_id ORDER BY created_position LIMIT 1000;
+
 -- name: version_of
 SELECT version FROM tasks WHERE task_id = $task_id;
 

@@ -98,6 +98,15 @@ class TaskPage:
 
 
 @dataclass(frozen=True, slots=True)
+class Matching:
+    """Which tasks match, by id, each with its version. ``total``: how many match in all, of which these are the first."""
+
+    total: int
+    tasks: list[tuple[str, int]]
+    as_of: int
+
+
+@dataclass(frozen=True, slots=True)
 class EventRow:
     """One event of a task. ``data``: as today's schema has it."""
 
@@ -185,7 +194,9 @@ class QueueRow:
 
 @dataclass(frozen=True, slots=True)
 class TaskFilter:
-    """Which tasks: all conditions hold, an empty one is none. ``created_after`` is included, ``created_before`` is not."""
+    """Which tasks: all conditions hold, an empty one is none. ``tags``: all of them; ``metadata``: all these pairs. A time
+    ``after`` is included, one ``before`` is not. ``cleaned``: with or without those whose result was given up, ``None``: both;
+    ``unredriven``: only those that no retry repeats."""
 
     statuses: tuple[Status, ...] = ()
     priority: int | None = None
@@ -193,8 +204,20 @@ class TaskFilter:
     pool: str | None = None
     task_name: str | None = None
     worker_id: str | None = None
+    key: str | None = None
+    reason: str | None = None
+    tags: tuple[str, ...] = ()
+    metadata: tuple[tuple[str, str], ...] = ()
+    workflow_id: str | None = None
+    schedule_id: str | None = None
+    parent_task_id: str | None = None
+    original_task_id: str | None = None
     created_after: datetime | None = None
     created_before: datetime | None = None
+    updated_after: datetime | None = None
+    updated_before: datetime | None = None
+    cleaned: bool | None = None
+    unredriven: bool = False
 
 
 _MODELS: dict[str, type[BlobRef] | type[ErrorInfo]] = {"input": BlobRef, "output": BlobRef, "error": ErrorInfo}

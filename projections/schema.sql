@@ -157,6 +157,16 @@ CREATE TABLE schedules (
     created_at TIMESTAMP NOT NULL
 );
 
+-- Which task holds a unique key, until it has finished.
+CREATE TABLE claims (
+    claim_id VARCHAR PRIMARY KEY,           -- digest of the key
+    version INTEGER NOT NULL,
+    event_id VARCHAR NOT NULL,
+    position BIGINT NOT NULL,
+    state JSON NOT NULL,
+    task_id VARCHAR NOT NULL
+);
+
 -- What workers say they can run: the newest declaration of each task name.
 CREATE TABLE task_declarations (
     name VARCHAR PRIMARY KEY,

@@ -55,6 +55,7 @@ COMPARED = {
     "attempts": "task_id || ' attempt ' || attempt",
     "workers": "worker_id",
     "queues": "queue",
+    "claims": "claim_id",
     "schedules": "schedule_id",
     "task_declarations": "name",
 }

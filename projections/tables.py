@@ -13,6 +13,7 @@ from typing import Any, Generic
 import orjson
 
 from eventq.events.aggregate import Aggregate, S
+from eventq.events.claim import CLAIMS, Claim
 from eventq.events.queue import QUEUES, Queue
 from eventq.events.schedule import SCHEDULES, Schedule
 from eventq.events.worker import WORKERS, Worker
@@ -66,6 +67,10 @@ def _queue(queue: Queue) -> Row:
     return (queue.paused_by, queue.paused_reason, queue.limits.model_dump_json())
 
 
+def _claim(claim: Claim) -> Row:
+    return (claim.task_id,)
+
+
 def _schedule(schedule: Schedule) -> Row:
     task_name = schedule.required_spec.task.task_name
     return (schedule.status.value, task_name, _time(schedule.next_at), _time(schedule.last_at), _time(schedule.created_at))
@@ -91,6 +96,7 @@ _TABLES: tuple[StateTable[Any], ...] = (
         ),
         _worker,
     ),
+    StateTable(CLAIMS, "claims", "claim_id", ("task_id",), _claim),
     StateTable(QUEUES, "queues", "queue", ("paused_by", "paused_reason", "limits"), _queue),
     StateTable(SCHEDULES, "schedules", "schedule_id", ("status", "task_name", "next_at", "last_at", "created_at"), _schedule),
 )

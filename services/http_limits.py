@@ -52,5 +52,15 @@ class HttpLimits:
     cancel_wait_s: float = 5.0
     """How long a cancel of a running task waits for its worker to stop it before it answers 202."""
 
+    wait_max_s: float = 60.0
+    """The longest that a submission may wait for its outcome."""
+
+    batch_tasks_max: int = 10_000
+    batch_array_max_bytes: int = 16 * MIB
+    batch_lines_max_bytes: int = 256 * MIB
+    """Of a batch in one JSON array, which is read whole, and of one in lines, which is read as it comes."""
+
+    batch_line_max_bytes: int = MIB
+    bulk_tasks_max: int = 10_000
     read_wait_s: float = 5.0
     """How long a read waits for the projection to reach what the caller has already seen."""
