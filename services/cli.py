@@ -21,6 +21,7 @@ from eventq.services import (
     cli_submit,
     cli_system,
     cli_tasks,
+    cli_workers,
 )
 from eventq.services.cli_exit import MEANINGS, ExitCode, exit_code_of
 
@@ -56,6 +57,7 @@ app.command("submit", rich_help_panel=USE)(cli_submit.submit)
 app.add_typer(cli_tasks.app, rich_help_panel=USE)
 app.add_typer(cli_schedules.app, rich_help_panel=USE)
 app.add_typer(cli_queues.app, rich_help_panel=OPERATE)
+app.add_typer(cli_workers.app, rich_help_panel=OPERATE)
 app.add_typer(cli_events.app, rich_help_panel=USE)
 app.add_typer(cli_projection.app, rich_help_panel=OPERATE)
 app.command("settings", rich_help_panel=OPERATE)(cli_system.list_settings)

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
     from eventq.services.client_queues import QueuesClient
     from eventq.services.client_schedules import SchedulesClient
+    from eventq.services.client_workers import WorkersClient
     from eventq.services.queue_models import ExplainAnswer
 
 Json = dict[str, Any]
@@ -105,6 +106,13 @@ class Client:
         from eventq.services.client_schedules import SchedulesClient
 
         return SchedulesClient(self)
+
+    @cached_property
+    def workers(self) -> WorkersClient:
+        """Workers."""
+        from eventq.services.client_workers import WorkersClient
+
+        return WorkersClient(self)
 
     async def submit(
         self,

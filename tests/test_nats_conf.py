@@ -26,7 +26,7 @@ from tests.support.poll import eventually
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "nats.conf"
-PASSWORDS = {name: f"secret-of-{name}" for name in ("admin", "api", "scheduler", "worker", "observer")}
+PASSWORDS = {name: f"secret-of-{name}" for name in ("admin", "api", "scheduler", "worker", "observer", "system")}
 ENVIRONMENT = {f"NATS_{name.upper()}_PASSWORD": password for name, password in PASSWORDS.items()}
 
 
@@ -111,7 +111,7 @@ async def test_a_task_runs_under_the_rights_of_each_role(broker: ShippedBroker, 
 
     async def body() -> None:
         await supervisor.start(process("api", broker, tmp_path, EVENTQ_API_PORT=str(port)))
-        await supervisor.start(process("scheduler", broker, tmp_path))
+        await supervisor.start(process("scheduler", broker, tmp_path, EVENTQ_NATS_SYSTEM_URL=broker.as_user("system")))
         await supervisor.start(process("worker", broker, tmp_path))
         async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session:
             await eventually(partial(runs_to_the_end, session, None), 30)
@@ -145,7 +145,9 @@ async def runs_to_the_end(session: aiohttp.ClientSession, due_at: datetime | Non
         ("worker", "$JS.API.STREAM.DELETE.EVENTS"),
         ("worker", "$JS.API.STREAM.CREATE.EVENTS"),
         ("scheduler", "tasks.t1.2.completed"),
-        ("api", "tasks.t1.2.started"),
+        ("scheduler", "tasks.t1.2.started"),
+        ("scheduler", "$KV.PRESENCE.w1"),
+        ("system", "tasks.t1.2.completed"),
         ("api", "$JS.API.STREAM.PURGE.EVENTS"),
         ("observer", "tap.tasks.t1.1.submitted"),
     ],
