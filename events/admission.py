@@ -16,10 +16,11 @@ Choosing is a trial: what it takes is put back, because only the log says what w
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from heapq import heappop, heappush
+from itertools import count
 from math import ceil, inf
 from typing import Any
 
@@ -81,8 +82,8 @@ class Pick:
 _Place = tuple[int, str, int]
 """Since when, which task, at which version."""
 
-_Turn = tuple[float, int, str | None]
-"""When, since when its first task waits, which key. No two have the same of the first two: positions are unique."""
+_Turn = tuple[float, int, int, str | None]
+"""When, since when its first task waits, a serial number so that no two are the same, which key."""
 
 
 class Turns:
@@ -123,20 +124,22 @@ class _Level:
     lanes: dict[str | None, list[_Place]] = field(default_factory=dict[str | None, list["_Place"]])
     turns: list[_Turn] = field(default_factory=list["_Turn"])
     listed: dict[str | None, _Turn] = field(default_factory=dict[str | None, "_Turn"])
+    serials: Iterator[int] = field(default_factory=count)
 
-    def list(self, turn: _Turn) -> None:
+    def list(self, key: str | None, at: float, position: int) -> None:
         """Let the key have this turn, and no other."""
-        self.listed[turn[2]] = turn
+        turn = (at, position, next(self.serials), key)
+        self.listed[key] = turn
         heappush(self.turns, turn)
         if len(self.turns) > 2 * len(self.listed) + FORGET_AT:
-            self.turns = sorted(self.listed.values(), key=lambda one: one[:2])
+            self.turns = sorted(self.listed.values(), key=lambda one: one[:3])
 
     def next(self) -> _Turn | None:
         """Take the next turn off the list."""
         while self.turns:
             turn = heappop(self.turns)
-            if self.listed.get(turn[2]) == turn:
-                del self.listed[turn[2]]
+            if self.listed.get(turn[3]) == turn:
+                del self.listed[turn[3]]
                 return turn
         return None
 
@@ -274,7 +277,7 @@ class Line:
     def _list(self, level: _Level, key: str | None, turns: Turns) -> None:
         """Put the key where its turn is."""
         if lane := level.lanes.get(key):
-            level.list((turns.start(key) if self.shared else 0.0, lane[0][0], key))
+            level.list(key, turns.start(key) if self.shared else 0.0, lane[0][0])
 
     def _unpark(self, key: str) -> None:
         for priority in self._parked.pop(key, ()):
@@ -323,7 +326,7 @@ class Line:
     def _choose_one(self, priority: int, trial: _Trial, now: float) -> bool:
         level = self._levels[priority]
         while (turn := level.next()) is not None:
-            at, position, key = turn
+            at, position, _, key = turn
             lane = level.lanes[key]
             self._drop_stale(lane)
             if not lane:
@@ -331,7 +334,7 @@ class Line:
             elif key is not None and (until := self._blocked_until(key, trial, now)) is not None:
                 self._park(key, priority, until, trial)
             elif (self.shared and trial.keys.finish(key) > at) or lane[0][0] > position:
-                level.list((max(at, trial.keys.finish(key)) if self.shared else 0.0, lane[0][0], key))
+                level.list(key, max(at, trial.keys.finish(key)) if self.shared else 0.0, lane[0][0])
             else:
                 self._take(level, priority, key, trial, now)
                 return True

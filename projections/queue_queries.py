@@ -22,8 +22,8 @@ DURATIONS_MAX = 100
 """Newest completed attempts that a prediction goes by."""
 
 ADMISSIONS_MAX = 1_000
-"""Newest admissions of a queue that its rate is reckoned from: what came before them counts for nothing any more, but where a
-rate lets fewer than one start a second through for so long that it matters, and then the answer is early."""
+"""Newest admissions of a queue that its rates are reckoned from. Older ones count only behind a burst larger than all of these;
+then the next start is told too early."""
 
 _HOLDS = "((status = 'PENDING' AND ready > 0) OR status = 'RUNNING' OR (status = 'PAUSED' AND worker_id IS NOT NULL))"
 

@@ -103,6 +103,15 @@ def test_an_admitted_task_that_changed_before_it_was_queued_waits_again() -> Non
     assert not gate.line.owed, "an admission of a version that is past"
 
 
+def test_a_task_whose_key_is_changed_keeps_its_place() -> None:
+    gate = Gate(max_running=2)
+    gate.hold("first", "a")
+    gate.hold("second", "a")
+    gate.hold("first", None, version=2)
+    gate.hold("third", None)
+    assert ids(gate.admit()) == ["first", "second"]
+
+
 def test_limits_of_each_key_do_not_hold_up_others() -> None:
     gate = Gate(max_running_per_key=1)
     gate.hold_many(100, "greedy")
@@ -252,13 +261,15 @@ def test_whatever_happens_no_limit_is_exceeded_and_in_the_end_nobody_is_left(lim
     chance = random.Random(seed)
     gate, now = Gate(), NOW
     gate.line.set_queue(Queue(limits=limits))
-    held = 0
     for step in range(300):
         now += chance.choice([0.0, 0.01, 0.3])
         event = chance.random()
         if event < 0.45:
             gate.hold(f"t{step}", chance.choice([None, "a", "b", "c"]), chance.choice([0, 5, 10]))
-            held += 1
+        elif event < 0.5 and (waiting := [t for t, e in gate.line.entries.items() if e.stage is Stage.HELD]):
+            changed = chance.choice(waiting)  # somebody updates it
+            version = gate.line.entries[changed].version + 1
+            gate.hold(changed, chance.choice([None, "a", "b", "c"]), chance.choice([0, 5, 10]), version)
         elif event < 0.55:
             gate.line.choose(now)  # of which nothing came: another gate was first, or this one died
         elif event < 0.75:
