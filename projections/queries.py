@@ -31,7 +31,6 @@ from eventq.projections.rows import (
     LogRow,
     Matching,
     ProgressRow,
-    QueueRow,
     TaskFilter,
     TaskPage,
     TaskRow,
@@ -51,7 +50,6 @@ __all__ = [
     "Matching",
     "ProgressRow",
     "Queries",
-    "QueueRow",
     "TaskFilter",
     "TaskPage",
     "TaskRow",
@@ -114,7 +112,7 @@ def _names(row_type: type[Any]) -> frozenset[str]:
 
 
 _EVENT, _LOG, _ATTEMPT = _names(EventRow), _names(LogRow), _names(AttemptRow)
-_WORKER, _QUEUE, _PROGRESS = _names(WorkerRow), _names(QueueRow), _names(ProgressRow)
+_WORKER, _PROGRESS = _names(WorkerRow), _names(ProgressRow)
 
 
 class Queries:
@@ -190,11 +188,6 @@ class Queries:
         """How many tasks there are by (pool, queue, status)."""
         rows = await self._read(lambda snapshot: snapshot.rows(_SQL["counts"]))
         return {(pool, queue, status): count for pool, queue, status, count in rows}
-
-    async def queues(self) -> list[QueueRow]:
-        """Queues that hold unfinished tasks, and how long the oldest of them has been ready."""
-        records = await self._read(lambda snapshot: snapshot.records(_SQL["queues"]))
-        return [QueueRow(**values_of(record, _QUEUE)) for record in records]
 
     async def queue_page(self, now: datetime, name: str | None = None) -> QueuePage:
         """Queues with all that there is to say of them at ``now``; with a ``name`` at most the one of that name."""

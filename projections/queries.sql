@@ -44,14 +44,3 @@ LIMIT $limit;
 
 -- name: counts
 SELECT pool, queue, status, count(*) FROM tasks GROUP BY ALL;
-
--- name: queues
-SELECT pool, queue,
-       count(*) FILTER (status = 'PENDING') AS pending,
-       count(*) FILTER (status = 'RUNNING') AS running,
-       count(*) FILTER (status IN ('SCHEDULED', 'RETRYING')) AS waiting,
-       min(updated_at) FILTER (status = 'PENDING') AS oldest_pending_at
-FROM tasks
-WHERE status IN ('PENDING', 'RUNNING', 'SCHEDULED', 'RETRYING')
-GROUP BY pool, queue
-ORDER BY pool, queue;

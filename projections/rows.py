@@ -181,18 +181,6 @@ class WorkerRow:
 
 
 @dataclass(frozen=True, slots=True)
-class QueueRow:
-    """One queue of one pool. ``waiting``: scheduled or retrying; ``oldest_pending_at``: since when its oldest ready task is."""
-
-    pool: str
-    queue: str
-    pending: int
-    running: int
-    waiting: int
-    oldest_pending_at: datetime | None
-
-
-@dataclass(frozen=True, slots=True)
 class TaskFilter:
     """Which tasks: all conditions hold, an empty one is none. ``tags``: all of them; ``metadata``: all these pairs. A time
     ``after`` is included, one ``before`` is not. ``cleaned``: with or without those whose result was given up, ``None``: both;

@@ -151,10 +151,14 @@ async def test_the_past_by_time(store: Store, queries: Queries) -> None:
 async def test_counts_queues_workers_and_declarations(store: Store, queries: Queries) -> None:
     history = fill(store)
     assert (await queries.counts())["cpu", "fast", "RUNNING"] == 1
-    [default, fast] = await queries.queues()
-    assert (default.pending, default.running, default.waiting) == (1, 1, 2)
-    assert default.oldest_pending_at == history.events[-2].time
-    assert (fast.queue, fast.running, fast.oldest_pending_at) == ("fast", 1, None)
+    found = (await queries.queue_page(history.events[-1].time)).queues
+    default, fast = found["default"].pools["cpu"], found["fast"].pools["cpu"]
+    unfinished = {"PENDING": 1, "RUNNING": 1, "SCHEDULED": 1, "RETRYING": 1}
+    assert {status: default.by_status.get(status) for status in unfinished} == unfinished
+    assert (default.held, default.oldest_pending_at) == (0, history.events[-2].time)
+    assert (fast.by_status, fast.oldest_pending_at) == ({"RUNNING": 1}, None)
+    assert found["fast"].held_slots == 1
+    assert list((await queries.queue_page(history.events[-1].time, "fast")).queues) == ["fast"]
     [worker] = await queries.workers()
     assert (worker.worker_id, worker.status, worker.pid, worker.queues, worker.running) == ("w1", "ACTIVE", 7, ["default"], 2)
     declarations = await queries.declarations()
