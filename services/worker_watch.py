@@ -39,6 +39,7 @@ from eventq.events.bootstrap import PRESENCE_TTL_S
 from eventq.events.broker import Broker
 from eventq.events.commands import Command, ExpireLease, InterruptAttempt, TimeOutAttempt
 from eventq.events.errors import Conflict, NotFound, Unavailable
+from eventq.events.failpoints import failpoint
 from eventq.events.handle import handle_any
 from eventq.events.log import EventLog
 from eventq.events.presence import Heartbeat, present, reachable
@@ -200,6 +201,7 @@ class WorkerWatch:
             return False
         self.lost += 1
         log.warning("worker.lost", worker_id=worker_id, evidence=evidence, running=len(running))
+        failpoint("watch.after_lost")
         await self._expire(running)
         return True
 

@@ -37,6 +37,18 @@ while True:
     signal.pause()
 """
 
+FINISHES = """
+import os, sys
+from eventq.services.child import announce_finished, announce_ready
+name, journal = sys.argv[1:]
+with open(journal, "a") as file:
+    print(name, "started", os.getpid(), file=file)
+announce_ready()
+announce_finished()
+sys.exit(int(name.rpartition("-")[2]))
+"""
+"""Says that its work is done, and ends with the code that stands in its name."""
+
 MUTE = "import signal; signal.pause()"
 
 BROKEN = "import sys; print('no such table: tasks'); sys.exit(2)"

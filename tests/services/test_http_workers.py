@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
 from eventq.events.commands import CancelTask, ExpireLease, PauseTask
@@ -14,7 +17,12 @@ from eventq.events.presence import heartbeat_of
 from eventq.events.subjects import EVENTS, Route, work_consumer
 from eventq.events.task import Status, Task
 from eventq.events.worker import WORKERS, DrainWorker, LoseWorker, PauseWorker, WorkerStatus
+from eventq.services import worker_watch
+from eventq.services.follower import Follower
+from eventq.services.worker_watch import WorkerWatch
+from tests.chaos.site import Site
 from tests.services.backend import Backend
+from tests.support.nats import NatsServer
 from tests.support.poll import eventually
 
 DECLARED = [{"name": "far", "parameters": ["x"], "max_retries": 1}]
@@ -266,3 +274,46 @@ async def test_large_results_go_to_the_blob_store(backend: Backend, remote: Remo
 async def test_a_process_is_no_worker_over_http(backend: Backend) -> None:
     status, refused = await backend.post("/workers/worker-1/lease")
     assert (status, refused["code"]) == (409, "CONFLICT")
+
+
+@pytest.fixture
+def site(own_nats_server: NatsServer, tmp_path: Path) -> Iterator[Site]:
+    site = Site(own_nats_server, tmp_path / "site")
+    site.folder.mkdir()
+    yield site
+    site.close()
+
+
+@pytest.mark.parametrize("step", ["lease.before_start", "lease.after_start"])
+async def test_an_api_that_dies_while_it_leases_loses_nothing(
+    backend: Backend, remote: Remote, site: Site, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the claim the item comes again; after it no heartbeat lists the attempt, so the watch hands it back."""
+    monkeypatch.setattr(worker_watch, "PRESENCE_LOOK_S", 0.05)
+    monkeypatch.setattr(worker_watch, "UNCLAIMED_S", 0.0)
+    task_id = await submit(backend)
+    doomed = await site.started("api", failpoints=f"{step}=kill", accept_lazy_sync=True)
+    (ready,) = doomed.logged("api.ready")
+    async with aiohttp.ClientSession(str(ready["url"])) as session:
+        with pytest.raises(aiohttp.ClientError):
+            await session.post(f"/api/v1/workers/{remote.id}/lease", json={"max": 1, "wait_seconds": 10})
+    assert await asyncio.to_thread(doomed.wait) == -9
+    assert (await task_of(backend, task_id)).attempt == (step == "lease.after_start")
+    await remote.heartbeat()
+    watch = WorkerWatch(backend.log)
+    follower = Follower(backend.broker, [watch])
+    tasks = [asyncio.create_task(follower.run()), asyncio.create_task(watch.run(follower))]
+
+    async def again() -> dict[str, Any] | None:
+        return next(iter(await remote.lease(1, 2.0)), None)
+
+    async def pending() -> bool:
+        return (await task_of(backend, task_id)).status is Status.PENDING
+
+    await eventually(pending, timeout=30)
+    for task in tasks:
+        task.cancel()
+    task = await eventually(again, timeout=40)
+    assert task["task_id"] == task_id
+    assert (await task_of(backend, task_id)).losses == 0
+    assert (await remote.report("complete", task))[1]["status"] == "COMPLETED"

@@ -15,7 +15,7 @@ import pytest
 
 from eventq.services.run_file import RUN_FILE, Run, read_run, remove_run, started_ticks, write_run
 from eventq.services.supervisor import Backoff, ProcessNotReady, Supervisor
-from tests.services.stand_ins import BROKEN, FAST, MUTE, STUBBORN, entries, running_pid, stand_in
+from tests.services.stand_ins import BROKEN, FAST, FINISHES, MUTE, STUBBORN, entries, running_pid, stand_in
 from tests.support.poll import eventually
 from tests.support.processes import alive, dead
 
@@ -89,6 +89,24 @@ async def test_a_crashed_child_is_started_again_and_its_end_explained(journal: P
     assert changes == [{"worker": running_pid(journal, "worker")}]
     assert "worker: exited with code 137 (SIGKILL: killed from outside, or out of memory); starting it again in 0.01 s" in lines
     assert f"worker: ready again (pid {running_pid(journal, 'worker')})" in lines
+
+
+async def test_a_child_whose_work_is_done_stays_away_and_one_that_only_said_so_does_not(journal: Path) -> None:
+    lines: list[str] = []
+    changes: list[dict[str, int]] = []
+    supervisor = Supervisor(lines.append, backoff=FAST)
+
+    async def body() -> None:
+        supervisor.changed = lambda: changes.append(supervisor.pids())
+        await supervisor.start(stand_in("done-0", journal, FINISHES))
+        await eventually(lambda: changes)
+        await supervisor.start(stand_in("failed-3", journal, FINISHES))
+        await eventually(lambda: sum(name == "failed-3" for name, _, _ in entries(journal)) > 2)
+
+    await supervisor.run(body())
+    assert changes[0] == {}, "it is no process of ours any more"
+    assert [name for name, _, _ in entries(journal)].count("done-0") == 1
+    assert "done-0: exited normally: its work is done, it is not started again" in lines
 
 
 async def test_a_child_that_keeps_failing_is_tried_with_growing_pauses(journal: Path) -> None:

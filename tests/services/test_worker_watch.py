@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,7 @@ from eventq.events.commands import StartAttempt
 from eventq.events.handle import handle, handle_any, read_state
 from eventq.events.ids import new_id
 from eventq.events.presence import Heartbeat, beat, leave
+from eventq.events.routes import Routes
 from eventq.events.task import Status
 from eventq.events.task_events import Failed, Queued
 from eventq.events.worker import WORKERS, LoseWorker, RegisterWorker, Worker, WorkerStatus
@@ -23,9 +25,13 @@ from eventq.services.embedded import EmbeddedBroker
 from eventq.services.follower import Follower
 from eventq.services.worker_watch import WorkerWatch
 from tests.chaos.process import Process
-from tests.chaos.site import Control, Site
+from tests.chaos.site import ROUTE, Control, Site
 from tests.support.nats import NatsServer
 from tests.support.poll import eventually
+from tests.support.proxy import Proxy
+
+LONG_S = 600.0
+"""A lease that no test waits for: what ends an attempt is the watch."""
 
 
 @pytest.fixture
@@ -111,7 +117,7 @@ async def say_alive(control: Control, worker_id: str, *running: str) -> None:
     await beat(control.broker, Heartbeat(worker_id, "h", "cpu", 4, list(running), datetime.now(UTC)))
 
 
-async def start(control: Control, worker_id: str, **options: object) -> str:
+async def start(control: Control, worker_id: str, **options: Any) -> str:
     task_id = await control.submit("chaos.quick", **options)
     await handle(control.log, task_id, StartAttempt(worker_id, "h", "cpu"), source="test")
     return task_id
@@ -119,11 +125,11 @@ async def start(control: Control, worker_id: str, **options: object) -> str:
 
 async def test_a_killed_workers_task_runs_elsewhere_long_before_its_lease_is_over(watched_site: Site) -> None:
     async with await Control.open(watched_site) as control:
-        long_lease = {"lease_s": 600}
-        doomed = await watched_site.started("worker", concurrency=1, **long_lease)
+        await Routes(control.broker, lease_s=LONG_S).create(ROUTE)
+        doomed = await watched_site.started("worker", concurrency=1)
         task_id = await control.submit("chaos.gate", str(watched_site.gate()))
         await control.until_entered(task_id)
-        await watched_site.started("worker", concurrency=1, **long_lease)
+        await watched_site.started("worker", concurrency=1)
         doomed_id = control.task(task_id).worker_id or ""
         doomed.kill()
         await control.until_entered(task_id, attempt=2)
@@ -137,6 +143,7 @@ async def test_a_killed_workers_task_runs_elsewhere_long_before_its_lease_is_ove
 
 async def test_a_task_that_kills_three_workers_is_poison_and_names_them(watched_site: Site) -> None:
     async with await Control.open(watched_site) as control:
+        await Routes(control.broker, lease_s=LONG_S).create(ROUTE)
         task_id = await control.submit("chaos.cooperative")
         workers: list[str] = []
         for attempt in (1, 2, 3):
@@ -149,6 +156,26 @@ async def test_a_task_that_kills_three_workers_is_poison_and_names_them(watched_
         assert end.reason == "poison"
         assert [(one.attempt, one.worker_id) for one in end.evidence] == list(enumerate(workers, 1))
         assert len(set(workers)) == 3
+
+
+async def test_a_worker_whose_connections_break_and_come_back_keeps_its_task(watched_site: Site) -> None:
+    async with await Control.open(watched_site) as control, Proxy(watched_site.server.port) as proxy:
+        worker = await watched_site.started("worker", concurrency=1, nats_url=proxy.url)
+        task_id = await control.submit("chaos.gate", str(watched_site.gate()))
+        await control.until_entered(task_id)
+        connections = proxy.connections
+        proxy.reset()
+        await eventually(lambda: worker.logged("broker.disconnected"), timeout=30)
+        await eventually(lambda: proxy.connections == connections, timeout=30)
+        other = await watched_site.started("worker", concurrency=1)
+        doomed = await control.submit("chaos.cooperative")
+        await control.until_entered(doomed)
+        other.kill()
+        await until_status(control, control.task(doomed).worker_id or "", WorkerStatus.LOST)  # so both have been judged
+        watched_site.gate().touch()
+        await control.until_ended(task_id)
+        assert control.types(task_id) == ["submitted", "started", "completed"]
+        assert (await worker_state(control, control.task(task_id).worker_id or "")).version == 1
 
 
 async def test_a_worker_that_stops_in_good_order_is_not_called_lost(watched_site: Site) -> None:
@@ -207,6 +234,26 @@ async def test_what_a_lost_worker_holds_is_ended_by_who_folds_the_log_next(contr
     await handle_any(control.log, WORKERS, worker_id, LoseWorker(1, "disconnected", (task_id,)), source="test")
     async with watching(control):
         await control.until(lambda: queued_reasons(control, task_id) == ["worker_lost"], "the task is ready again")
+
+
+async def test_a_scheduler_that_dies_having_called_a_worker_lost_is_made_up_for_by_the_next(tmp_path: Path) -> None:
+    async with EmbeddedBroker(tmp_path / "data") as broker:
+        site = Site(_Server(broker), tmp_path)
+        try:
+            url = broker.system_url
+            dies = await site.started("scheduler", nats_system_url=url, failpoints="watch.after_lost=kill")
+            async with await Control.open(site) as control:
+                await Routes(control.broker, lease_s=LONG_S).create(ROUTE)
+                doomed = await site.started("worker", concurrency=1)
+                task_id = await control.submit("chaos.gate", str(site.gate()))
+                await control.until_entered(task_id)
+                doomed.kill()
+                assert await asyncio.to_thread(dies.wait) == -9
+                assert control.types(task_id) == ["submitted", "started"]
+                await site.started("scheduler", nats_system_url=url)
+                await control.until(lambda: queued_reasons(control, task_id) == ["worker_lost"], "the task is ready again")
+        finally:
+            site.close()
 
 
 @pytest.mark.usefixtures("impatient")
