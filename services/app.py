@@ -8,6 +8,7 @@ from aiohttp import web
 
 from eventq.services import (
     api_blobs,
+    api_control,
     api_explain,
     api_queues,
     api_schedules,
@@ -21,12 +22,14 @@ from eventq.services.api import API, Api
 from eventq.services.docs_pages import DOCUMENT, document_bytes
 from eventq.services.http_errors import errors_middleware, finish_headers
 from eventq.services.http_guard import host_middleware
+from eventq.services.idempotency import IN_USE
 from eventq.services.metrics import METRICS, Metrics, metrics_middleware
 from eventq.services.openapi import LIMITS, HttpRoute
 from eventq.services.openapi_document import openapi_document
 
 ROUTES = (
     api_tasks.routes,
+    api_control.routes,
     api_explain.routes,
     api_queues.routes,
     api_blobs.routes,
@@ -48,6 +51,7 @@ def create_app(api: Api) -> web.Application:
     app[API] = api
     app[LIMITS] = api.limits
     app[METRICS] = Metrics()
+    app[IN_USE] = set()
     app[DOCUMENT] = document_bytes(openapi_document(declared_routes(), api.version))
     app[api_system.PROJECTION_TURN] = asyncio.Lock()
     app.on_response_prepare.append(finish_headers)
