@@ -4,8 +4,8 @@ Reasons are found in the order in which a task meets them: its own time or pause
 it, its queue's gate, those that are before it. All that apply are told, not the first only.
 
 The prediction is a range. It takes the queue's newest completed attempts as what those that come first will take, and lets
-all of them go first that are older or more urgent; workers take urgent ones more often, not always, so a task of a low
-priority may start earlier than that.
+all of them go first that are older or more urgent. Workers take urgent ones more often, not always, and keys that take turns do
+not wait for each other's backlog; so a task of a low priority, or of a key with little to do, may start earlier than that.
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ from eventq.events import admission
 from eventq.events.commands import AdmitTask, CancelTask, CompleteAttempt, ExpireLease, FailAttempt, PromoteTask, StartAttempt
 from eventq.events.data import ErrorInfo
 from eventq.events.handle import handle, handle_any, read_state
-from eventq.events.queue import QUEUES, AdmitTasks
-from eventq.events.queue_events import Admission, QueueAdmitted
+from eventq.events.queue import QUEUES, AdmitTasks, ConfigureQueue
+from eventq.events.queue_events import Admission, QueueAdmitted, QueueLimits
 from eventq.events.subjects import EVENTS, Route, work_consumer
 from eventq.events.task import Status
 from eventq.events.task_events import Queued
@@ -100,6 +100,21 @@ async def test_limits_set_while_tasks_wait_and_run_count_those_and_call_back_the
             await handle(floor.log, task_id, CompleteAttempt(1, None, None, 0.1), source="w")
         async with floor.hands(2) as done:
             await eventually(lambda: len(done) == 7, timeout=30, what="the others follow")
+
+
+async def test_tasks_that_slip_past_a_gate_nobody_knew_of_yet_are_called_back(floor: Floor) -> None:
+    await floor.submit(queue="other")
+    (first,) = await floor.submit()  # from now on this process believes for a second that the queue has no limits
+    await handle_any(floor.log, QUEUES, ROUTE.queue, ConfigureQueue(QueueLimits(max_running=1), "ada"), source="elsewhere")
+    slipped = await floor.submit(5)
+    async with floor.gate():
+
+        async def called_back() -> bool:
+            return sorted([(await floor.task(task_id)).held for task_id in (first, *slipped)]) == [False] + [True] * 5
+
+        await eventually(called_back, what="one may start, five wait")
+        async with floor.hands(3) as done:
+            await eventually(lambda: len(done) == 6, timeout=30, what="all are done, one at a time")
 
 
 async def test_limits_lifted_admit_all(floor: Floor) -> None:
