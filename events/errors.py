@@ -114,6 +114,15 @@ class ScheduleNotFound(NotFound):
         super().__init__("Schedule not found", schedule_id=schedule_id)
 
 
+class WorkflowNotFound(NotFound):
+    """The log holds no event of this workflow."""
+
+    code = "WORKFLOW_NOT_FOUND"
+
+    def __init__(self, workflow_id: str) -> None:
+        super().__init__("Workflow not found", workflow_id=workflow_id)
+
+
 class BlobNotFound(NotFound):
     """The blob store holds nothing under this key."""
 
@@ -146,6 +155,15 @@ class StaleAttempt(Conflict):
             reported=reported,
             current=current,
         )
+
+
+class TaskErased(Conflict):
+    """All that the task carried was destroyed: it can be neither repeated nor shown."""
+
+    code = "TASK_ERASED"
+
+    def __init__(self, task_id: str) -> None:
+        super().__init__("the task's arguments were erased", task_id=task_id)
 
 
 class VersionConflict(Conflict):

@@ -161,9 +161,10 @@ class Queries:
         """The ids and versions of the first ``limit`` tasks that match, in order of their ids."""
         return await self._read(lambda snapshot: _matching(snapshot, wanted, limit))
 
-    async def subtasks(self, task_id: str) -> list[str]:
-        """Ids of the tasks that a task spawned, oldest first."""
-        rows = await self._read(lambda snapshot: snapshot.rows(_SQL["subtasks"], {"task_id": task_id}))
+    async def subtasks(self, task_id: str, *, as_of: int) -> list[str]:
+        """Ids of the tasks that a task had spawned at position ``as_of``, oldest first, at most a thousand."""
+        wanted = {"task_id": task_id, "as_of": as_of}
+        rows = await self._read(lambda snapshot: snapshot.rows(_SQL["subtasks"], wanted))
         return [row[0] for row in rows]
 
     async def timeline(self, task_id: str) -> Timeline:

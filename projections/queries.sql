@@ -7,7 +7,7 @@ SELECT * FROM tasks WHERE task_id = $task_id;
 SELECT * FROM task_progress WHERE task_id IN (SELECT unnest($task_ids));
 
 -- name: subtasks
-SELECT task_id FROM tasks WHERE parent_task_id = $task_id ORDER BY created_position LIMIT 1000;
+SELECT task_id FROM tasks WHERE parent_task_id = $task_id AND created_position <= $as_of ORDER BY created_position LIMIT 1000;
 
 -- name: version_of
 SELECT version FROM tasks WHERE task_id = $task_id;

@@ -48,6 +48,11 @@ class SubmitAnswer(Answer):
     scheduled_at: datetime | None
     version: int
     original_task_id: str | None
+    duplicate: bool = Field(default=False, description="An unfinished task of the same unique key, instead of a new one.")
+    reason: str | None = None
+    result: Any = None
+    output: BlobRef | None = None
+    error: ErrorInfo | None = Field(default=None, description="As `result`: only where the answer waited for the outcome.")
     links: Links
 
 
@@ -72,7 +77,16 @@ class TaskAnswer(Answer):
     retry_count: int
     max_retries: int
     timeout_seconds: float | None
+    queue_timeout_seconds: float | None
+    heartbeat_timeout_seconds: float | None
+    result_ttl_seconds: float | None
+    start_by: datetime | None
+    key: str | None
+    tags: list[str]
+    metadata: dict[str, str]
+    held: bool = Field(description="It is ready, and waits for its queue's admission.")
     cancel_requested: bool
+    pause_requested: bool
     task_args: list[Any] | None
     task_kwargs: dict[str, Any] | None
     input: BlobRef | None
@@ -82,6 +96,13 @@ class TaskAnswer(Answer):
     error: ErrorInfo | None
     original_task_id: str | None
     origin: str | None
+    parent_task_id: str | None
+    subtasks: list[str] | None = Field(default=None, description="Ids of the tasks that it spawned; null in lists.")
+    workflow_id: str | None
+    node: str | None
+    schedule_id: str | None
+    cleaned: bool
+    erased: bool
     version: int
     as_of: int
     links: Links
@@ -97,8 +118,8 @@ class TaskListAnswer(Answer):
     as_of: int
 
 
-class CancelAnswer(Answer):
-    """What became of a cancel."""
+class ControlAnswer(Answer):
+    """What became of a cancel, a pause or a resume."""
 
     task_id: str
     status: Status
@@ -113,6 +134,10 @@ class AgainAnswer(Answer):
     status: Status
     original_task_id: str
     version: int
+    reason: str | None = None
+    result: Any = None
+    output: BlobRef | None = None
+    error: ErrorInfo | None = Field(default=None, description="As `result`: only where the answer waited for the outcome.")
     links: Links
 
 

@@ -2,68 +2,108 @@
 
 from __future__ import annotations
 
-import time
+from typing import Any, Literal
 
 from aiohttp import web
 
 from eventq.events.commands import CancelTask
-from eventq.events.errors import ProjectionLagging
-from eventq.events.handle import handle, read_task
+from eventq.events.errors import InvalidInput
+from eventq.events.handle import handle
 from eventq.events.task import Status, Task
-from eventq.projections.queries import TaskFilter, TaskRow
+from eventq.projections.queries import TaskFilter
 from eventq.services.answers import (
     AgainAnswer,
-    CancelAnswer,
     CompareAnswer,
+    ControlAnswer,
     SubmitAnswer,
     TaskAnswer,
     TaskListAnswer,
     TimelineAnswer,
 )
-from eventq.services.api import SOURCE, Api, api_of, requester, trace_of
+from eventq.services.api import SOURCE, api_of, requester, trace_of
+from eventq.services.idempotency import holding, idempotency_key, keyed_id, record_of
 from eventq.services.metrics import METRICS
 from eventq.services.openapi import HttpRoutes, Reply
 from eventq.services.reading import AS_OF_HEADER, fresh_enough, fresh_task, past_task
 from eventq.services.schemas import (
-    CancelRequest,
     GetQuery,
     ListQuery,
     ReadQuery,
+    ReasonRequest,
     SubmitQuery,
     SubmitRequest,
     TaskPath,
     TwoTasksPath,
 )
-from eventq.services.submission import Submission, repeat, submit
+from eventq.services.submission import Accepted, Submission, repeat, submit
 from eventq.services.task_views import compare_answer, etag, links, task_answer, task_path, timeline_answer
+from eventq.services.waiting import Outcome, applied, outcome_of, wait_asked_for, wait_until
 
 routes = HttpRoutes("tasks", "/api/v1")
 
 WRITE_ERRORS = (400, 403, 408, 413, 415, 421, 503)
 READ_ERRORS = (400, 404, 421, 503)
+CONTROL_ERRORS = (*WRITE_ERRORS, 404, 409)
+CONTROL_ALSO = {202: "Its worker was told, and has not confirmed yet."}
+SUBMIT_ALSO = {200: "The unfinished task that holds the unique key.", 202: "It has not finished in the time to wait."}
 
 
-@routes.post("/tasks", status=201, errors=WRITE_ERRORS)
+@routes.post("/tasks", status=201, errors=(*WRITE_ERRORS, 409, 422), also=SUBMIT_ALSO)
 async def submit_task(request: web.Request, query: SubmitQuery, body: SubmitRequest) -> Reply[SubmitAnswer]:
     """Submit a task.
 
     Answered once the log holds it durably: from then on it will run, or end as `FAILED`, `TIMED_OUT` or `CANCELLED`. The
     arguments are checked against what the task's worker declared. What is left out is as the task declares it.
+
+    `Idempotency-Key`: the same request, sent again under the same key, is answered the same and makes no second task.
+    `Prefer: wait=N` or `async=false`: the answer waits for the outcome, and is 202 where that takes longer.
     """
-    wanted = Submission(
+    api, key = api_of(request), idempotency_key(request)
+    wait_s = wait_asked_for(request, asynchronous=query.asynchronous, most_s=api.limits.wait_max_s)
+    with holding(request.app, key):
+        record = None if key is None else record_of(key, ["submit", body.model_dump(mode="json", exclude_unset=True)])
+        task_id = None if key is None else keyed_id(key, "tasks")
+        wanted = submission_of(body, requested_by=requester(request), idempotency=record, task_id=task_id)
+        accepted = await submit(api, wanted, trace_of(request))
+    request.app[METRICS].submitted.labels(accepted.submitted.queue).inc()
+    answer = submit_answer(accepted)
+    headers = {"Location": task_path(answer.task_id)}
+    status = 200 if accepted.duplicate else 201
+    if wait_s is not None:
+        outcome = await outcome_of(api, accepted.task_id, accepted.task, wait_s)
+        answer = answer.model_copy(update=_outcome_fields(outcome))
+        status = status if outcome.task.finished else 202
+        headers |= applied(wait_s)
+    return Reply(answer, status=status, headers={**headers, "ETag": etag(answer.version)})
+
+
+def submission_of(body: SubmitRequest, **known: Any) -> Submission:
+    """What a request wants run. ``known``: what stands not in its body."""
+    return Submission(
         task_name=body.task_name,
         args=body.task_args,
         kwargs=body.task_kwargs,
         priority=body.priority,
         queue=body.queue_name,
         max_retries=body.max_retries,
+        retry=body.retry,
         timeout_s=body.timeout_seconds,
+        queue_timeout_s=body.queue_timeout_seconds,
+        heartbeat_timeout_s=body.heartbeat_timeout_seconds,
+        result_ttl_s=body.result_ttl_seconds,
         scheduled_at=body.scheduled_at,
-        requested_by=requester(request),
+        key=body.key,
+        tags=body.tags,
+        metadata=body.metadata,
+        unique=body.unique,
+        unique_key=body.unique_key,
+        **known,
     )
-    accepted = await submit(api_of(request), wanted, trace_of(request))
-    request.app[METRICS].submitted.labels(accepted.submitted.queue).inc()
-    answer = SubmitAnswer(
+
+
+def submit_answer(accepted: Accepted) -> SubmitAnswer:
+    """An accepted task as it was when it was accepted."""
+    return SubmitAnswer(
         task_id=accepted.task_id,
         task_name=accepted.submitted.task_name,
         status=accepted.task.status,
@@ -73,9 +113,9 @@ async def submit_task(request: web.Request, query: SubmitQuery, body: SubmitRequ
         scheduled_at=accepted.submitted.scheduled_at,
         version=accepted.task.version,
         original_task_id=accepted.submitted.original_task_id,
+        duplicate=accepted.duplicate,
         links=links(accepted.task_id, accepted.submitted.original_task_id),
     )
-    return Reply(answer, headers={"Location": task_path(answer.task_id), "ETag": etag(answer.version)})
 
 
 @routes.get("/tasks/{task_id}", errors=READ_ERRORS)
@@ -87,8 +127,11 @@ async def get_task(request: web.Request, path: TaskPath, query: GetQuery) -> Rep
     """
     api = api_of(request)
     if query.as_of is not None:
-        return _task_reply(await past_task(api, path.task_id, query.as_of))
-    return _task_reply(await fresh_task(api, path.task_id, min_version=query.min_version, min_position=query.min_position))
+        row = await past_task(api, path.task_id, query.as_of)
+    else:
+        row = await fresh_task(api, path.task_id, min_version=query.min_version, min_position=query.min_position)
+    answer = task_answer(row, await api.queries.subtasks(path.task_id, as_of=row.as_of))
+    return Reply(answer, headers={"ETag": etag(row.version), AS_OF_HEADER: str(row.as_of)})
 
 
 @routes.get("/tasks", errors=READ_ERRORS)
@@ -96,11 +139,8 @@ async def list_tasks(request: web.Request, query: ListQuery) -> Reply[TaskListAn
     """List tasks, filtered, sorted, by pages."""
     api = api_of(request)
     await fresh_enough(api, min_position=query.min_position)
-    wanted = TaskFilter(
-        statuses=tuple(map(Status, query.status)), priority=query.priority, queue=query.queue_name, task_name=query.task_name
-    )
     page = await api.queries.list_tasks(
-        wanted, sort_by=query.sort_by, descending=query.sort_order == "desc", limit=query.limit, offset=query.offset
+        filter_of(query), sort_by=query.sort_by, descending=query.sort_order == "desc", limit=query.limit, offset=query.offset
     )
     answer = TaskListAnswer(
         total=page.total,
@@ -112,12 +152,8 @@ async def list_tasks(request: web.Request, query: ListQuery) -> Reply[TaskListAn
     return Reply(answer, headers={AS_OF_HEADER: str(page.as_of)})
 
 
-@routes.post(
-    "/tasks/{task_id}/cancel",
-    errors=(*WRITE_ERRORS, 404, 409),
-    also={202: "Its worker was told to stop it, and has not confirmed yet."},
-)
-async def cancel_task(request: web.Request, path: TaskPath, body: CancelRequest | None) -> Reply[CancelAnswer]:
+@routes.post("/tasks/{task_id}/cancel", errors=CONTROL_ERRORS, also=CONTROL_ALSO)
+async def cancel_task(request: web.Request, path: TaskPath, body: ReasonRequest | None) -> Reply[ControlAnswer]:
     """Cancel a task.
 
     One that waits will never start. One that runs is asked to stop, and stopped by force when it does not: the answer
@@ -127,21 +163,27 @@ async def cancel_task(request: web.Request, path: TaskPath, body: CancelRequest 
     command = CancelTask(requested_by=requester(request), reason=None if body is None else body.reason)
     handled = await handle(api.log, path.task_id, command, source=SOURCE, trace=trace_of(request))
     api.freshness.note_write(path.task_id, handled.state.version)
-    task = await _wait_until_finished(api, path.task_id, handled.state)
-    answer = CancelAnswer(task_id=path.task_id, status=task.status, message=_cancel_message(task), version=task.version)
+    task = await wait_until(api, path.task_id, handled.state, lambda each: each.finished, api.limits.cancel_wait_s)
+    answer = ControlAnswer(task_id=path.task_id, status=task.status, message=_cancel_message(task), version=task.version)
     return Reply(answer, status=200 if task.finished else 202, headers={"ETag": etag(task.version)})
 
 
-@routes.post("/tasks/{task_id}/retry", status=201, errors=(*WRITE_ERRORS, 404, 409))
-async def retry_task(request: web.Request, path: TaskPath) -> Reply[AgainAnswer]:
-    """Run a failed, timed-out or cancelled task again, as a new task that refers to it."""
-    return await _again(request, path.task_id, "retry")
+@routes.post("/tasks/{task_id}/retry", status=201, errors=(*CONTROL_ERRORS, 422), also=SUBMIT_ALSO)
+async def retry_task(request: web.Request, path: TaskPath, query: SubmitQuery) -> Reply[AgainAnswer]:
+    """Run a failed, timed-out or cancelled task again, as a new task that refers to it.
+
+    `Idempotency-Key`, `Prefer: wait=N` and `async=false` are as for submitting.
+    """
+    return await _again(request, path.task_id, "retry", query)
 
 
-@routes.post("/tasks/{task_id}/replay", status=201, errors=(*WRITE_ERRORS, 404, 409))
-async def replay_task(request: web.Request, path: TaskPath) -> Reply[AgainAnswer]:
-    """Run any finished task again, with the same arguments, as a new task that refers to it."""
-    return await _again(request, path.task_id, "replay")
+@routes.post("/tasks/{task_id}/replay", status=201, errors=(*CONTROL_ERRORS, 422), also=SUBMIT_ALSO)
+async def replay_task(request: web.Request, path: TaskPath, query: SubmitQuery) -> Reply[AgainAnswer]:
+    """Run any finished task again, with the same arguments, as a new task that refers to it.
+
+    `Idempotency-Key`, `Prefer: wait=N` and `async=false` are as for submitting.
+    """
+    return await _again(request, path.task_id, "replay", query)
 
 
 @routes.get("/tasks/{task_id}/timeline", errors=READ_ERRORS)
@@ -163,35 +205,73 @@ async def compare_tasks(request: web.Request, path: TwoTasksPath, query: ReadQue
     return compare_answer(one, two)
 
 
-def _task_reply(row: TaskRow) -> Reply[TaskAnswer]:
-    return Reply(task_answer(row), headers={"ETag": etag(row.version), AS_OF_HEADER: str(row.as_of)})
+def filter_of(query: ListQuery) -> TaskFilter:
+    """Which tasks a query string asks for. Raises ``InvalidInput`` for metadata that is not ``name=value``."""
+    pairs = [text.partition("=") for text in query.metadata]
+    if wrong := next((name for name, equals, _ in pairs if not (name and equals)), None):
+        raise InvalidInput("metadata", "should be name=value", found=wrong[:80])
+    return TaskFilter(
+        statuses=tuple(map(Status, query.status)),
+        priority=query.priority,
+        queue=query.queue_name,
+        task_name=query.task_name,
+        key=query.key,
+        tags=tuple(query.tag),
+        metadata=tuple((name, value) for name, _, value in pairs),
+        workflow_id=query.workflow_id,
+        schedule_id=query.schedule_id,
+        parent_task_id=query.parent_task_id,
+        original_task_id=query.original_task_id,
+        cleaned=query.cleaned,
+    )
 
 
-async def _again(request: web.Request, task_id: str, origin: str) -> Reply[AgainAnswer]:
-    api = api_of(request)
-    accepted = await repeat(api, task_id, origin, requester(request), trace_of(request))
+async def _again(
+    request: web.Request, task_id: str, origin: Literal["retry", "replay"], query: SubmitQuery
+) -> Reply[AgainAnswer]:
+    api, key = api_of(request), idempotency_key(request)
+    wait_s = wait_asked_for(request, asynchronous=query.asynchronous, most_s=api.limits.wait_max_s)
+    with holding(request.app, key):
+        accepted = await repeat(
+            api,
+            task_id,
+            origin,
+            requester(request),
+            trace_of(request),
+            new_task_id=None if key is None else keyed_id(key, "tasks"),
+            idempotency=None if key is None else record_of(key, [origin, task_id]),
+        )
     request.app[METRICS].submitted.labels(accepted.submitted.queue).inc()
-    answer = AgainAnswer(
+    answer = again_answer(accepted, task_id)
+    status, headers = 201, {"Location": task_path(answer.task_id)}
+    if wait_s is not None:
+        outcome = await outcome_of(api, accepted.task_id, accepted.task, wait_s)
+        answer = answer.model_copy(update=_outcome_fields(outcome))
+        status = status if outcome.task.finished else 202
+        headers |= applied(wait_s)
+    return Reply(answer, status=status, headers={**headers, "ETag": etag(answer.version)})
+
+
+def again_answer(accepted: Accepted, original_task_id: str) -> AgainAnswer:
+    """A repetition as it was when it was accepted."""
+    return AgainAnswer(
         task_id=accepted.task_id,
         status=accepted.task.status,
-        original_task_id=task_id,
+        original_task_id=original_task_id,
         version=accepted.task.version,
-        links=links(accepted.task_id, task_id),
+        links=links(accepted.task_id, original_task_id),
     )
-    return Reply(answer, headers={"Location": task_path(answer.task_id), "ETag": etag(answer.version)})
 
 
-async def _wait_until_finished(api: Api, task_id: str, task: Task) -> Task:
-    """The task once it is finished, or as it is when the bound is reached. The projection's news wake; the log decides."""
-    deadline = time.monotonic() + api.limits.cancel_wait_s
-    while not task.finished:
-        left_s = deadline - time.monotonic()
-        try:
-            await api.freshness.wait_for_version(task_id, task.version + 1, max(0.0, left_s))
-        except ProjectionLagging:
-            return await read_task(api.log, task_id, fresh=True)
-        task = await read_task(api.log, task_id, fresh=True)
-    return task
+def _outcome_fields(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "status": outcome.task.status,
+        "reason": outcome.task.reason,
+        "version": outcome.task.version,
+        "result": outcome.result,
+        "output": outcome.output,
+        "error": outcome.error,
+    }
 
 
 def _cancel_message(task: Task) -> str:

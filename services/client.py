@@ -31,8 +31,8 @@ from eventq.events.data import BlobRef
 from eventq.events.errors import EventqError, Unavailable
 from eventq.services.answers import (
     AgainAnswer,
-    CancelAnswer,
     CompareAnswer,
+    ControlAnswer,
     HealthAnswer,
     RebuildAnswer,
     SubmitAnswer,
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 M = TypeVar("M", bound=BaseModel)
-T = TypeVar("T", SubmitAnswer, TaskAnswer, CancelAnswer, AgainAnswer)
+T = TypeVar("T", SubmitAnswer, TaskAnswer, ControlAnswer, AgainAnswer)
 
 FINISHED = frozenset({"COMPLETED", "FAILED", "TIMED_OUT", "CANCELLED"})
 POLL_FIRST_S, POLL_MAX_S = 0.02, 1.0
@@ -199,9 +199,9 @@ class Client:
 
         return await self.ask(ExplainAnswer, "GET", f"{_task(task_id)}/explain")
 
-    async def cancel(self, task_id: str, *, reason: str | None = None) -> CancelAnswer:
+    async def cancel(self, task_id: str, *, reason: str | None = None) -> ControlAnswer:
         """Cancel it. ``status`` is still ``RUNNING`` in the answer where its worker has not stopped it yet."""
-        return self._seen(await self.ask(CancelAnswer, "POST", f"{_task(task_id)}/cancel", json={"reason": reason}))
+        return self._seen(await self.ask(ControlAnswer, "POST", f"{_task(task_id)}/cancel", json={"reason": reason}))
 
     async def retry(self, task_id: str) -> AgainAnswer:
         """Run a failed, cancelled or timed-out task again, as a new task that refers to it."""

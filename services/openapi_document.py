@@ -27,6 +27,7 @@ _ERROR_MEANING = {
     412: "It is not at the version that `If-Match` names.",
     413: "Something is too large: `limit` says how large it may be.",
     415: "The body is of a type or encoding that is not read here.",
+    422: "The `Idempotency-Key` was used for another request.",
     421: "This server does not answer for that host.",
     500: "A fault of the server; its log has the details under `request_id`.",
     503: "Not now: `Retry-After` says when to try again.",

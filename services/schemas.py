@@ -12,7 +12,21 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from eventq.events.errors import InvalidInput
 from eventq.events.ids import check_id, check_name, check_task_name
-from eventq.events.limits import PRIORITY_MAX, PRIORITY_MIN, REASON_MAX_CHARS, RETRIES_MAX, TIMEOUT_MAX_S
+from eventq.events.limits import (
+    METADATA_MAX,
+    METADATA_VALUE_MAX_CHARS,
+    NAME_MAX_CHARS,
+    PRIORITY_MAX,
+    PRIORITY_MIN,
+    QUEUE_TIMEOUT_MAX_S,
+    REASON_MAX_CHARS,
+    RESULT_TTL_MAX_S,
+    RETRIES_MAX,
+    TAG_MAX_CHARS,
+    TAGS_MAX,
+    TIMEOUT_MAX_S,
+)
+from eventq.events.retry import RetryPolicy
 from eventq.services.http_limits import OFFSET_MAX, PAGE_DEFAULT, PAGE_MAX
 
 POSITION_MAX = 2**63 - 1
@@ -66,26 +80,58 @@ TaskId = Annotated[str, _checked(check_id, "task_id")]
 TaskName = Annotated[str, _checked(check_task_name, "task_name")]
 QueueName = Annotated[str, _checked(check_name, "queue_name")]
 Priority = Annotated[int, Field(ge=PRIORITY_MIN, le=PRIORITY_MAX)]
-StatusName = Literal["SCHEDULED", "PENDING", "RUNNING", "RETRYING", "COMPLETED", "FAILED", "TIMED_OUT", "CANCELLED"]
+StatusName = Literal["SCHEDULED", "PENDING", "RUNNING", "RETRYING", "PAUSED", "COMPLETED", "FAILED", "TIMED_OUT", "CANCELLED"]
+Tag = Annotated[str, Field(min_length=1, max_length=TAG_MAX_CHARS)]
+Tags = Annotated[list[Tag], Field(max_length=TAGS_MAX)]
+MetadataName = Annotated[str, Field(min_length=1, max_length=NAME_MAX_CHARS)]
+MetadataValue = Annotated[str, Field(max_length=METADATA_VALUE_MAX_CHARS)]
+Metadata = Annotated[dict[MetadataName, MetadataValue], Field(max_length=METADATA_MAX)]
+KeyName = Annotated[str, Field(min_length=1, max_length=NAME_MAX_CHARS)]
+Arguments = Annotated[list[Any], Field(max_length=1000)]
 
 
-class SubmitRequest(Closed):
-    """What to run. Left out: the task's own declaration decides."""
+class TaskOptions(Closed):
+    """How a task is to be run. Left out or null: as the task declares it."""
 
-    task_name: TaskName
-    task_args: list[Any] = Field(default_factory=list, max_length=1000)
-    task_kwargs: dict[str, Any] = Field(default_factory=dict)
     priority: Priority | None = Field(None, description="Larger is more urgent.")
     queue_name: QueueName | None = None
     max_retries: int | None = Field(None, ge=0, le=RETRIES_MAX)
+    retry: RetryPolicy | None = Field(None, description="When to try again, and after which errors.")
     timeout_seconds: float | None = Field(None, gt=0, le=TIMEOUT_MAX_S, description="For one attempt.")
+    queue_timeout_seconds: float | None = Field(None, gt=0, le=QUEUE_TIMEOUT_MAX_S, description="To be started within.")
+    heartbeat_timeout_seconds: float | None = Field(None, gt=0, le=TIMEOUT_MAX_S, description="An attempt's longest silence.")
+    result_ttl_seconds: float | None = Field(None, gt=0, le=RESULT_TTL_MAX_S, description="The result is kept for so long.")
+    key: KeyName | None = Field(None, description="Limits for each key and fair sharing go by it.")
+    tags: Tags = Field(default_factory=list[str])
+    metadata: Metadata = Field(default_factory=dict[str, str])
+
+
+class SubmitRequest(TaskOptions):
+    """What to run. Left out: the task's own declaration decides."""
+
+    task_name: TaskName
+    task_args: Arguments = Field(default_factory=list[Any])
+    task_kwargs: dict[str, Any] = Field(default_factory=dict)
     scheduled_at: Utc | None = Field(None, description="Not before this time; without an offset it is UTC.")
+    unique: bool = Field(False, description="While a task with these arguments is unfinished, answer that one.")
+    unique_key: KeyName | None = Field(None, description="As `unique`, by this key instead of name and arguments.")
+
+
+class UpdateRequest(TaskOptions):
+    """What to change of a task that has not been started. Left out: as it is. Null: as the task declares it."""
+
+    task_name: TaskName | None = None
+    task_args: Arguments | None = None
+    task_kwargs: dict[str, Any] | None = None
+    scheduled_at: Utc | None = Field(None, description="Null: as soon as possible.")
 
 
 class SubmitQuery(Closed):
-    """Accepted for the documented clients; submitting never waits for the result."""
+    """Whether to wait for the outcome."""
 
-    asynchronous: bool = Field(True, alias="async", description="Only `true` has a meaning yet.")
+    asynchronous: bool = Field(
+        True, alias="async", description="`false`: answer when the task has finished, or 202 after a while."
+    )
 
 
 class TaskPath(Closed):
@@ -123,6 +169,14 @@ class ListQuery(Closed):
     priority: Priority | None = None
     queue_name: QueueName | None = None
     task_name: TaskName | None = None
+    key: KeyName | None = None
+    tag: Tags = Field(default_factory=list[str], description="Repeat it: those that have all of them.")
+    metadata: list[str] = Field(default_factory=list[str], max_length=METADATA_MAX, description="`name=value`; repeat it.")
+    workflow_id: TaskId | None = None
+    schedule_id: TaskId | None = None
+    parent_task_id: TaskId | None = None
+    original_task_id: TaskId | None = None
+    cleaned: bool | None = Field(False, description="With those whose result was given up: `true` shows only them.")
     limit: int = Field(PAGE_DEFAULT, ge=1, le=PAGE_MAX)
     offset: int = Field(0, ge=0, le=OFFSET_MAX)
     sort_by: Literal["created_at", "started_at", "completed_at", "updated_at", "priority", "status", "task_name"] = "created_at"
@@ -130,7 +184,7 @@ class ListQuery(Closed):
     min_position: int | None = Field(None, ge=0, le=POSITION_MAX, description="Wait until this position is visible.")
 
 
-class CancelRequest(Closed):
+class ReasonRequest(Closed):
     """Why; may be left out with the whole body."""
 
     reason: str | None = Field(None, max_length=REASON_MAX_CHARS)

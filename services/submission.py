@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -12,26 +13,32 @@ import orjson
 import structlog
 from nats.js.errors import APIError
 
+from eventq.events.claim import CLAIMS, ClaimKey
 from eventq.events.data import BlobRef
 from eventq.events.envelope import Trace
 from eventq.events.errors import (
+    Conflict,
     IllegalTransition,
     InvalidInput,
     LogDamaged,
     LogUnavailable,
+    TaskErased,
     TaskNotFound,
     Unavailable,
     UnknownTask,
 )
-from eventq.events.handle import read_task
+from eventq.events.failpoints import failpoint
+from eventq.events.handle import CONFLICTS_MAX, handle_any, read_state, read_task
 from eventq.events.ids import new_id
 from eventq.events.limits import INLINE_PAYLOAD_MAX_BYTES, SCHEDULE_AHEAD_MAX_S
+from eventq.events.retry import RetryPolicy
 from eventq.events.subjects import EVENTS
-from eventq.events.task import ABSENT, Status, Task
-from eventq.events.task_events import Submitted
+from eventq.events.task import ABSENT, Status, Task, from_summary
+from eventq.events.task_events import Idempotency, Submitted, Updated
 from eventq.events.worker_events import TaskDeclaration
-from eventq.services.api import Api
+from eventq.services.api import SOURCE, Api
 from eventq.services.http_limits import PARSE_INLINE_MAX_BYTES
+from eventq.services.idempotency import check_same
 
 RETRYABLE = frozenset({Status.FAILED, Status.TIMED_OUT, Status.CANCELLED})
 REPLAYABLE = RETRYABLE | {Status.COMPLETED}
@@ -39,7 +46,11 @@ REPLAYABLE = RETRYABLE | {Status.COMPLETED}
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """What somebody wants run; ``None`` leaves it to the task's declaration. ``scheduled_at``: aware UTC."""
+    """What somebody wants run; ``None`` leaves it to the task's declaration. ``scheduled_at``: aware UTC.
+
+    ``unique``: answer an unfinished task of the same name and arguments instead; ``unique_key``: of the same key.
+    ``idempotency``: of the request's key, where it had one; ``task_id`` is then made of it.
+    """
 
     task_name: str
     args: list[Any] = field(default_factory=list[Any])
@@ -47,19 +58,31 @@ class Submission:
     priority: int | None = None
     queue: str | None = None
     max_retries: int | None = None
+    retry: RetryPolicy | None = None
     timeout_s: float | None = None
+    queue_timeout_s: float | None = None
+    heartbeat_timeout_s: float | None = None
+    result_ttl_s: float | None = None
     scheduled_at: datetime | None = None
+    key: str | None = None
+    tags: list[str] = field(default_factory=list[str])
+    metadata: dict[str, str] = field(default_factory=dict[str, str])
+    unique: bool = False
+    unique_key: str | None = None
     requested_by: str | None = None
+    idempotency: Idempotency | None = None
+    task_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """A stored task. ``created_at``: the time of its first event."""
+    """A stored task. ``created_at``: the time of its first event; ``duplicate``: it was there before, under its unique key."""
 
     task_id: str
     created_at: datetime
     submitted: Submitted
     task: Task
+    duplicate: bool = False
 
 
 async def submit(api: Api, submission: Submission, trace: Trace) -> Accepted:
@@ -67,21 +90,129 @@ async def submit(api: Api, submission: Submission, trace: Trace) -> Accepted:
 
     Raises ``UnknownTask`` or ``InvalidInput`` with nothing stored, ``LogFull`` likewise, ``LogUnavailable`` when unknown.
     """
+    refuse_when_damaged(api)
+    if (known := await _known(api, submission.task_id, submission.idempotency)) is not None:
+        return known
+    submitted = await prepare(api, submission)
+    if submitted.unique_key is not None:
+        return await _submit_unique(api, submitted, trace)
+    try:
+        return await store(api, submission.task_id or new_id(), submitted, trace)
+    except IllegalTransition:
+        # The same key, at the same moment, in another process.
+        if (known := await _known(api, submission.task_id, submission.idempotency)) is None:
+            raise
+        return known
+
+
+def refuse_when_damaged(api: Api) -> None:
+    """What is appended to a damaged log would stand on ground that an operator may have to take away."""
     if api.freshness.halted is not None:
-        # What is appended to a damaged log would stand on ground that an operator may have to take away.
         raise Unavailable(f"the event log is damaged and takes no tasks: {api.freshness.halted.detail}")
-    declaration = await declaration_of(api, submission.task_name)
-    now = datetime.now(UTC)
-    _check_schedule(submission.scheduled_at, now)
-    encoded = orjson.dumps({"args": submission.args, "kwargs": submission.kwargs})
+
+
+async def prepare(api: Api, wanted: Submission) -> Submitted:
+    """The event that the submission will be, its arguments checked, and stored where they are large."""
+    declaration = await declaration_of(api, wanted.task_name)
+    check_schedule(wanted.scheduled_at)
+    encoded = orjson.dumps({"args": wanted.args, "kwargs": wanted.kwargs})
+    stored_input = await checked_arguments(api, declaration, wanted.args, wanted.kwargs, encoded)
+    return Submitted(
+        task_name=declaration.name,
+        args=[] if stored_input else wanted.args,
+        kwargs={} if stored_input else wanted.kwargs,
+        input=stored_input,
+        pool=declaration.pool,
+        queue=wanted.queue or declaration.queue,
+        priority=declaration.priority if wanted.priority is None else wanted.priority,
+        max_retries=declaration.max_retries if wanted.max_retries is None else wanted.max_retries,
+        retry=wanted.retry,
+        timeout_s=declaration.timeout_s if wanted.timeout_s is None else wanted.timeout_s,
+        queue_timeout_s=declaration.queue_timeout_s if wanted.queue_timeout_s is None else wanted.queue_timeout_s,
+        heartbeat_timeout_s=(
+            declaration.heartbeat_timeout_s if wanted.heartbeat_timeout_s is None else wanted.heartbeat_timeout_s
+        ),
+        result_ttl_s=declaration.result_ttl_s if wanted.result_ttl_s is None else wanted.result_ttl_s,
+        scheduled_at=wanted.scheduled_at,
+        key=wanted.key,
+        tags=wanted.tags,
+        metadata=wanted.metadata,
+        unique_key=_unique_key(wanted, encoded),
+        idempotency=wanted.idempotency,
+        requested_by=wanted.requested_by,
+    )
+
+
+def _unique_key(wanted: Submission, encoded: bytes) -> str | None:
+    """The digest that stands for what the task is unique by: one subject token, whatever the key holds."""
+    if not wanted.unique and wanted.unique_key is None:
+        return None
+    if wanted.unique and wanted.unique_key is not None:
+        raise InvalidInput("/unique_key", "cannot be given beside unique, which is by name and arguments")
+    if wanted.idempotency is not None:
+        raise InvalidInput("/unique", "cannot be combined with an Idempotency-Key: both decide which task is answered")
+    by = ("key", wanted.unique_key.encode()) if wanted.unique_key is not None else ("arguments", encoded)
+    return hashlib.sha256(b"\n".join((by[0].encode(), wanted.task_name.encode(), by[1]))).hexdigest()[:40]
+
+
+async def checked_arguments(
+    api: Api, declaration: TaskDeclaration, args: list[Any], kwargs: dict[str, Any], encoded: bytes
+) -> BlobRef | None:
+    """Check arguments against the declaration; a reference to them where they are too large to stand in an event."""
     if len(encoded) > PARSE_INLINE_MAX_BYTES:
-        await asyncio.to_thread(api.declarations.check, declaration, submission.args, submission.kwargs)
+        await asyncio.to_thread(api.declarations.check, declaration, args, kwargs)
     else:
-        api.declarations.check(declaration, submission.args, submission.kwargs)
-    stored_input: BlobRef | None = None
-    if len(encoded) > INLINE_PAYLOAD_MAX_BYTES:
-        stored_input = await api.blobs.put_async(encoded, media_type="application/json")
-    return await _store(api, _event(declaration, submission, stored_input), now, trace)
+        api.declarations.check(declaration, args, kwargs)
+    if len(encoded) <= INLINE_PAYLOAD_MAX_BYTES:
+        return None
+    return await api.blobs.put_async(encoded, media_type="application/json")
+
+
+async def _known(api: Api, task_id: str | None, idempotency: Idempotency | None) -> Accepted | None:
+    """What an earlier request of the same key made: as it was when it was made; ``None`` where there is no key, or nothing was
+    made under it. Raises ``KeyReused`` where another request used it."""
+    if task_id is None or idempotency is None:
+        return None
+    first = await api.log.at("tasks", task_id, 1)
+    if first is None:
+        if (await read_task(api.log, task_id, fresh=True)).version:
+            raise TaskErased(task_id)
+        return None
+    submitted = first.event.data
+    assert isinstance(submitted, Submitted)
+    check_same(submitted.idempotency, idempotency)
+    return Accepted(task_id, first.event.time, submitted, from_summary(first.event.state))
+
+
+async def _submit_unique(api: Api, submitted: Submitted, trace: Trace) -> Accepted:
+    """Store the task, or answer the unfinished one that holds its key. See ``events/claim.py`` for why that is without gaps."""
+    claim_id = f"unique-{submitted.unique_key}"
+    for _ in range(CONFLICTS_MAX):
+        claim = await read_state(api.log, CLAIMS, claim_id, fresh=True)
+        task_id = claim.task_id
+        holder = ABSENT if task_id is None else await read_task(api.log, task_id, fresh=True)
+        if task_id is None or holder.finished:
+            task_id = new_id()
+            try:
+                await handle_any(api.log, CLAIMS, claim_id, ClaimKey(claim.version, task_id), source=SOURCE, trace=trace)
+            except IllegalTransition:
+                continue
+            failpoint("submit.after_claim")
+        elif holder.version > 0:
+            return await _duplicate(api, task_id, holder)
+        try:
+            return await store(api, task_id, submitted, trace)
+        except IllegalTransition:
+            continue  # who claimed it lives after all, or another was quicker to help: look again
+    raise Conflict("the unique key changes hands faster than it can be claimed")
+
+
+async def _duplicate(api: Api, task_id: str, holder: Task) -> Accepted:
+    first = await api.log.at("tasks", task_id, 1)
+    if first is None or not isinstance(first.event.data, Submitted):
+        raise LogDamaged(f"task {task_id} has no first event", task_id=task_id)
+    api.freshness.note_write(task_id, holder.version)
+    return Accepted(task_id, first.event.time, first.event.data, holder, duplicate=True)
 
 
 async def declaration_of(api: Api, task_name: str) -> TaskDeclaration:
@@ -97,55 +228,78 @@ async def declaration_of(api: Api, task_name: str) -> TaskDeclaration:
         return await api.declarations.get(task_name)
 
 
-async def repeat(api: Api, task_id: str, origin: str, requested_by: str, trace: Trace) -> Accepted:
+async def specification(api: Api, task_id: str, task: Task) -> Submitted:
+    """The submission that holds for the task. Raises ``TaskErased`` where it was destroyed."""
+    stored = await api.log.at("tasks", task_id, task.spec)
+    match None if stored is None else stored.event.data:
+        case Submitted() as submitted:
+            return submitted
+        case Updated(submission=submission):
+            return submission
+        case _ if task.erased:
+            raise TaskErased(task_id)
+        case _:
+            raise LogDamaged(f"task {task_id} has no submission at version {task.spec}", task_id=task_id)
+
+
+async def repeat(
+    api: Api,
+    task_id: str,
+    origin: str,
+    requested_by: str,
+    trace: Trace,
+    *,
+    new_task_id: str | None = None,
+    idempotency: Idempotency | None = None,
+) -> Accepted:
     """Store a new task that does again what ``task_id`` did. ``origin``: ``retry`` (not of completed ones) or ``replay``.
+    ``new_task_id``: made of what makes it this one repetition and no other; done before, it is answered again.
 
     Raises ``TaskNotFound``, or ``IllegalTransition`` where the task's status does not admit it.
     """
+    refuse_when_damaged(api)
+    if (known := await _known(api, new_task_id, idempotency)) is not None:
+        return known
     task = await read_task(api.log, task_id, fresh=True)
     if task is ABSENT:
         raise TaskNotFound(task_id)
     if task.status not in (RETRYABLE if origin == "retry" else REPLAYABLE):
         raise IllegalTransition(f"cannot {origin} a task with status {task.status}", status=str(task.status))
-    first = await api.log.at("tasks", task_id, 1)
-    if first is None or not isinstance(first.event.data, Submitted):
-        raise LogDamaged(f"task {task_id} has no first event", task_id=task_id)
-    again = first.event.data.model_copy(
+    again = (await specification(api, task_id, task)).model_copy(
         update={
             "scheduled_at": None,
+            "gated": False,
+            "unique_key": None,
+            "idempotency": idempotency,
             "original_task_id": task_id,
             "origin": origin,
+            "parent_task_id": None,
+            "workflow_id": None,
+            "node": None,
+            "schedule_id": None,
             "requested_by": requested_by,
         }
     )
-    return await _store(api, again, datetime.now(UTC), trace)
+    try:
+        return await store(api, new_task_id or new_id(), again, trace)
+    except IllegalTransition:
+        if new_task_id is None:
+            raise
+        return await _duplicate(api, new_task_id, await read_task(api.log, new_task_id, fresh=True))
 
 
-async def _store(api: Api, submitted: Submitted, now: datetime, trace: Trace) -> Accepted:
-    task_id = new_id()
+async def store(api: Api, task_id: str, submitted: Submitted, trace: Trace) -> Accepted:
+    """Store a prepared task. Raises ``IllegalTransition`` where its id is taken."""
+    now = datetime.now(UTC)
     structlog.contextvars.bind_contextvars(task_id=task_id)
     handled = await api.submitter.submit(task_id, submitted, now=now, trace=trace)
     api.freshness.note_write(task_id, handled.state.version)
     return Accepted(task_id, now if handled.event is None else handled.event.time, submitted, handled.state)
 
 
-def _event(declaration: TaskDeclaration, wanted: Submission, stored_input: BlobRef | None) -> Submitted:
-    return Submitted(
-        task_name=declaration.name,
-        args=[] if stored_input else wanted.args,
-        kwargs={} if stored_input else wanted.kwargs,
-        input=stored_input,
-        pool=declaration.pool,
-        queue=wanted.queue or declaration.queue,
-        priority=declaration.priority if wanted.priority is None else wanted.priority,
-        max_retries=declaration.max_retries if wanted.max_retries is None else wanted.max_retries,
-        timeout_s=declaration.timeout_s if wanted.timeout_s is None else wanted.timeout_s,
-        scheduled_at=wanted.scheduled_at,
-        requested_by=wanted.requested_by,
-    )
-
-
-def _check_schedule(scheduled_at: datetime | None, now: datetime) -> None:
+def check_schedule(scheduled_at: datetime | None) -> None:
+    """Raise ``InvalidInput`` for a time that is too far ahead."""
+    now = datetime.now(UTC)
     if scheduled_at is not None and scheduled_at - now > timedelta(seconds=SCHEDULE_AHEAD_MAX_S):
         latest = (now + timedelta(seconds=SCHEDULE_AHEAD_MAX_S)).isoformat(timespec="seconds")
         raise InvalidInput("/scheduled_at", "is too far ahead", limit=latest, found=scheduled_at.isoformat())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from eventq.events.task import Status
 from eventq.projections.queries import AttemptRow, EventRow, LogRow, ProgressRow, TaskRow, Timeline
 from eventq.services.answers import (
     CompareAnswer,
@@ -39,8 +40,8 @@ def links(task_id: str, original_task_id: str | None) -> Links:
     )
 
 
-def task_answer(row: TaskRow) -> TaskAnswer:
-    """A row of the projection as an answer."""
+def task_answer(row: TaskRow, subtasks: list[str] | None = None) -> TaskAnswer:
+    """A row of the projection as an answer. ``subtasks``: ids of what it spawned, where they were asked for."""
     return TaskAnswer(
         task_id=row.task_id,
         task_name=row.task_name,
@@ -60,7 +61,16 @@ def task_answer(row: TaskRow) -> TaskAnswer:
         retry_count=row.failures,
         max_retries=row.max_retries,
         timeout_seconds=row.timeout_s,
+        queue_timeout_seconds=row.queue_timeout_s,
+        heartbeat_timeout_seconds=row.heartbeat_timeout_s,
+        result_ttl_seconds=row.result_ttl_s,
+        start_by=row.start_by,
+        key=row.key,
+        tags=row.tags,
+        metadata=row.metadata,
+        held=row.status is Status.PENDING and row.ready == 0,
         cancel_requested=row.cancel_requested_by is not None,
+        pause_requested=row.pause_requested_by is not None and row.status is Status.RUNNING,
         task_args=None if row.input else row.args,
         task_kwargs=None if row.input else row.kwargs,
         input=row.input,
@@ -70,6 +80,13 @@ def task_answer(row: TaskRow) -> TaskAnswer:
         error=row.error,
         original_task_id=row.original_task_id,
         origin=row.origin,
+        parent_task_id=row.parent_task_id,
+        subtasks=subtasks,
+        workflow_id=row.workflow_id,
+        node=row.node,
+        schedule_id=row.schedule_id,
+        cleaned=row.cleaned,
+        erased=row.erased,
         version=row.version,
         as_of=row.as_of,
         links=links(row.task_id, row.original_task_id),
