@@ -8,7 +8,9 @@ from aiohttp import web
 
 from eventq.services import (
     api_blobs,
+    api_bulk,
     api_control,
+    api_dead_letters,
     api_explain,
     api_queues,
     api_schedules,
@@ -30,6 +32,8 @@ from eventq.services.openapi_document import openapi_document
 ROUTES = (
     api_tasks.routes,
     api_control.routes,
+    api_bulk.routes,
+    api_dead_letters.routes,
     api_explain.routes,
     api_queues.routes,
     api_blobs.routes,

@@ -1,0 +1,160 @@
+"""One thing done with many tasks, and dead letters, over HTTP; the test plays the worker."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from eventq.events.commands import CancelTask, ExpireLease, StartAttempt
+from tests.services.backend import Backend
+
+
+async def bulk(backend: Backend, action: str, wanted: dict[str, Any], preview: dict[str, Any] | None = None) -> tuple[int, Any]:
+    body: dict[str, Any] = {"action": action, "filter": wanted}
+    if preview is not None:
+        body["expected"] = {name: preview[name] for name in ("position", "count", "digest")}
+    return await backend.post("/tasks/bulk", body)
+
+
+async def submitted(backend: Backend, count: int, **body: Any) -> list[str]:
+    return [(await backend.submit(**body))["task_id"] for _ in range(count)]
+
+
+async def test_a_preview_counts_exactly_and_does_nothing(backend: Backend) -> None:
+    ids = await submitted(backend, 3, tags=["x"])
+    await submitted(backend, 1)
+    await backend.complete(ids[0])
+    before = await backend.last_position()
+    status, preview = await bulk(backend, "cancel", {"tags": ["x"]})
+    assert status == 200
+    assert (preview["executed"], preview["count"], preview["excluded"]) == (False, 2, 1)
+    assert preview["sample"] == sorted(ids[1:])
+    assert preview["position"] == before == await backend.last_position()
+
+
+async def test_what_a_preview_selected_is_cancelled(backend: Backend) -> None:
+    ids = await submitted(backend, 3, tags=["x"])
+    other = (await backend.submit())["task_id"]
+    _, preview = await bulk(backend, "cancel", {"tags": ["x"]})
+    status, done = await bulk(backend, "cancel", {"tags": ["x"]}, preview)
+    assert (status, done["executed"], done["done"], done["refused"]) == (200, True, 3, 0)
+    assert {task["task_id"]: task["status"] for task in done["tasks"]} == dict.fromkeys(ids, "CANCELLED")
+    _, read = await backend.get(f"/tasks/{other}")
+    assert read["status"] == "PENDING"
+
+
+@pytest.mark.parametrize("change", ["another", "moved"])
+async def test_a_selection_that_changed_is_refused_with_a_new_preview(backend: Backend, change: str) -> None:
+    ids = await submitted(backend, 2, tags=["x"])
+    _, preview = await bulk(backend, "cancel", {"tags": ["x"]})
+    if change == "another":
+        await submitted(backend, 1, tags=["x"])
+    else:
+        await backend.begin(ids[0])
+    before = await backend.last_position()
+    status, answer = await bulk(backend, "cancel", {"tags": ["x"]}, preview)
+    assert (status, answer["code"]) == (409, "SELECTION_CHANGED")
+    assert await backend.last_position() == before
+    status, done = await bulk(backend, "cancel", {"tags": ["x"]}, answer["preview"])
+    assert (status, done["done"]) == (200, 3 if change == "another" else 2)
+
+
+async def test_retrying_in_bulk_twice_runs_each_once(backend: Backend) -> None:
+    ids = await submitted(backend, 2, tags=["x"])
+    for task_id in ids:
+        await backend.fail(task_id)
+    wanted = {"tags": ["x"], "status": ["FAILED"]}
+    _, preview = await bulk(backend, "retry", wanted)
+    _, first = await bulk(backend, "retry", wanted, preview)
+    _, second = await bulk(backend, "retry", wanted, preview)
+    made = [task["new_task_id"] for task in first["tasks"]]
+    assert made == [task["new_task_id"] for task in second["tasks"]]
+    _, page = await backend.get("/tasks", params={"tag": "x"})
+    assert page["total"] == 4
+    assert {task["original_task_id"] for task in page["tasks"] if task["task_id"] in made} == set(ids)
+
+
+async def test_tasks_are_paused_and_resumed_in_bulk(backend: Backend) -> None:
+    await submitted(backend, 2, tags=["x"])
+    for action, before, after in (("pause", "PENDING", "PAUSED"), ("resume", "PAUSED", "PENDING")):
+        _, preview = await bulk(backend, action, {"status": [before]})
+        _, done = await bulk(backend, action, {"status": [before]}, preview)
+        assert [task["status"] for task in done["tasks"]] == [after, after]
+
+
+async def test_finished_tasks_are_deleted_in_bulk_and_no_others(backend: Backend) -> None:
+    ids = await submitted(backend, 2, tags=["x"])
+    await backend.complete(ids[0], {"rows": 1})
+    _, preview = await bulk(backend, "delete", {"tags": ["x"]})
+    assert (preview["count"], preview["excluded"]) == (1, 1)
+    _, done = await bulk(backend, "delete", {"tags": ["x"]}, preview)
+    assert (done["done"], done["tasks"][0]["task_id"]) == (1, ids[0])
+    _, preview = await bulk(backend, "delete", {"tags": ["x"]})
+    assert preview["count"] == 0
+
+
+async def test_everything_is_selected_only_where_it_is_said(backend: Backend) -> None:
+    await submitted(backend, 2)
+    status, answer = await bulk(backend, "cancel", {})
+    assert (status, answer["field"]) == (400, "/filter")
+    status, preview = await bulk(backend, "cancel", {"all": True})
+    assert (status, preview["count"]) == (200, 2)
+
+
+async def dead(backend: Backend, **params: Any) -> list[dict[str, Any]]:
+    status, answer = await backend.get("/dead-letters", params=params)
+    assert status == 200, answer
+    assert answer["total"] == len(answer["dead_letters"])
+    return list(answer["dead_letters"])
+
+
+async def test_failed_tasks_are_dead_letters_until_they_are_redriven(backend: Backend) -> None:
+    failed, cancelled, completed = await submitted(backend, 3)
+    await backend.fail(failed)
+    await backend.command(cancelled, CancelTask("ada"))
+    await backend.complete(completed)
+    await backend.api.freshness.wait_for_position(await backend.last_position(), 5)
+    (letter,) = await dead(backend)
+    assert (letter["task_id"], letter["reason"], letter["attempts"]) == (failed, "not_retryable", 1)
+    assert letter["error"]["type"] == "ValueError"
+
+    answers = await asyncio.gather(*(backend.post(f"/dead-letters/{failed}/redrive") for _ in range(5)))
+    assert sorted(status for status, _ in answers) == [200, 200, 200, 200, 201]
+    assert len({answer["task_id"] for _, answer in answers}) == 1
+    assert answers[0][1]["original_task_id"] == failed
+    assert await dead(backend) == []
+
+
+async def test_poison_shows_the_workers_that_it_cost(backend: Backend) -> None:
+    task_id = (await backend.submit())["task_id"]
+    for number in (1, 2, 3):
+        await backend.command(task_id, StartAttempt(worker_id=f"w-{number}", hostname="host", device="cpu"))
+        await backend.command(task_id, ExpireLease(number))
+    await backend.api.freshness.wait_for_position(await backend.last_position(), 5)
+    (letter,) = await dead(backend, reason="poison")
+    assert [(each["attempt"], each["worker_id"]) for each in letter["evidence"]] == [(1, "w-1"), (2, "w-2"), (3, "w-3")]
+
+
+async def test_many_dead_letters_are_redriven_each_or_refused(backend: Backend) -> None:
+    ids = await submitted(backend, 3, tags=["x"])
+    for task_id in ids[:2]:
+        await backend.fail(task_id)
+    status, answer = await backend.post("/dead-letters/redrive", {"task_ids": [*ids, "nobody"]})
+    assert (status, answer["redriven"], answer["refused"]) == (200, 2, 2)
+    assert [task["code"] for task in answer["tasks"]] == [None, None, "ILLEGAL_TRANSITION", "TASK_NOT_FOUND"]
+    made = [task["new_task_id"] for task in answer["tasks"][:2]]
+    for task_id in made:
+        await backend.fail(task_id)
+    status, answer = await backend.post("/dead-letters/redrive", {"filter": {"tags": ["x"]}})
+    assert (status, answer["redriven"]) == (200, 2)
+    assert {task["task_id"] for task in answer["tasks"]} == set(made)
+
+
+async def test_only_dead_letters_are_redriven(backend: Backend) -> None:
+    task_id = (await backend.submit())["task_id"]
+    status, answer = await backend.post(f"/dead-letters/{task_id}/redrive")
+    assert (status, answer["code"]) == (409, "ILLEGAL_TRANSITION")
+    status, answer = await backend.post("/dead-letters/nobody/redrive")
+    assert (status, answer["code"]) == (404, "TASK_NOT_FOUND")
