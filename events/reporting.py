@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 import nats.errors
-from nats.js.errors import APIError
+from nats.js.api import RawStreamMsg
+from nats.js.errors import APIError, NotFoundError
 
 from eventq.events.broker import Broker
 from eventq.events.errors import LogUnavailable
-from eventq.events.report import Log, Progress, encode_report
+from eventq.events.report import Log, Progress, decode_report, encode_report
 from eventq.events.subjects import PROGRESS, progress_subject
 
 
@@ -18,3 +21,16 @@ async def publish_report(broker: Broker, task_id: str, attempt: int, source: str
         await broker.js.publish(progress_subject(task_id), payload, stream=PROGRESS, timeout=5)
     except (APIError, nats.errors.Error, TimeoutError) as error:
         raise LogUnavailable(f"progress could not be stored: {error!r}") from error
+
+
+async def last_report_at(broker: Broker, task_id: str, attempt: int) -> datetime | None:
+    """When this attempt said something last, by the clock of who wrote it; ``None`` where it never did, or a later one has.
+    Raises ``LogUnavailable``."""
+    try:
+        found: RawStreamMsg = await broker.js.get_last_msg(PROGRESS, progress_subject(task_id))
+    except NotFoundError:
+        return None
+    except (APIError, nats.errors.Error, TimeoutError) as error:
+        raise LogUnavailable(f"progress cannot be read: {error!r}") from error
+    report = decode_report(found.data or b"", progress_subject(task_id))
+    return report.time if report.attempt == attempt else None

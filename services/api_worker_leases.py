@@ -167,7 +167,7 @@ async def _sorted(
 async def _stop_drained(api: Api, worker_id: str, worker: Worker) -> Worker:
     """A draining worker ends once it holds nothing, whether or not its last answer has reached it."""
     await fresh_enough(api)
-    if await held_by(api, worker_id):
+    if (await held_by(api, worker_id)).total:
         return worker
     handled = await handle_any(api.log, WORKERS, worker_id, StopWorker("drained"), source=SOURCE)
     api.freshness.note_write(version_key(WORKERS.name, worker_id), handled.state.version)

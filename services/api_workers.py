@@ -31,7 +31,7 @@ from eventq.events.worker import (
 )
 from eventq.events.worker_events import TaskDeclaration, WorkerRegistered
 from eventq.projections.fold import version_key
-from eventq.projections.queries import PAGE_MAX, TaskFilter, WorkerRow
+from eventq.projections.queries import PAGE_MAX, TaskFilter, TaskPage, WorkerRow
 from eventq.services.api import SOURCE, Api, api_of, requester, trace_of
 from eventq.services.openapi import HttpRoutes, Reply
 from eventq.services.reading import fresh_enough
@@ -110,12 +110,12 @@ async def get_worker_status(request: web.Request, path: WorkerPath) -> Reply[Wor
     api = api_of(request)
     worker = await known_worker(api, path.worker_id)
     await fresh_enough(api)
-    running = await held_by(api, path.worker_id)
+    held = await held_by(api, path.worker_id)
     heartbeat = await heartbeat_of(api.log.broker, path.worker_id)
     answer = WorkerStatusAnswer(
-        **_answer(path.worker_id, worker, len(running)).model_dump(),
-        current_tasks=len(running),
-        running=running,
+        **_answer(path.worker_id, worker, held.total).model_dump(),
+        current_tasks=held.total,
+        running=sorted(row.task_id for row in held.rows),
         last_heartbeat=None if heartbeat is None else heartbeat.at,
         is_draining=worker.status is WorkerStatus.DRAINING,
     )
@@ -163,11 +163,10 @@ async def http_worker(api: Api, worker_id: str) -> Worker:
     return worker
 
 
-async def held_by(api: Api, worker_id: str) -> list[str]:
-    """Ids of the tasks that the worker holds, as far as the projection is; a thousand at most."""
+async def held_by(api: Api, worker_id: str) -> TaskPage:
+    """The tasks that the worker holds, as far as the projection is: how many, and the newest thousand."""
     wanted = TaskFilter(statuses=(Status.RUNNING, Status.PAUSED), worker_id=worker_id)
-    page = await api.queries.list_tasks(wanted, limit=PAGE_MAX)
-    return sorted(row.task_id for row in page.rows)
+    return await api.queries.list_tasks(wanted, limit=PAGE_MAX)
 
 
 async def _steer(

@@ -16,7 +16,7 @@ of workers that are lost. Every report is checked against the log: the attempt m
 | a report comes twice (its answer was lost)             | the second is answered as the first where it is the last event     |
 | a report comes after the attempt was taken away        | refused, ``STALE_ATTEMPT``: nothing changes                        |
 | another worker reports an attempt that is not his      | refused, ``STALE_ATTEMPT``, even with the right attempt number     |
-| an attempt takes longer than its time                  | the watch writes the time-out: a later report is refused           |
+| an attempt takes too long, or is silent for too long   | the watch writes the time-out: a later report is refused           |
 | the broker is away                                     | 503: the worker tries again, and the fence makes that safe         |
 """
 
@@ -66,8 +66,8 @@ LOOK_S = 0.5
 GATHER_S = 0.02
 """After the first task, others of the same round are waited for."""
 
-UNKNOWN_TASK_DELAY_S = 10.0
-"""A task that this worker did not declare goes to others of its pool, and comes again after so long."""
+CLAIMED_DELAY_S = 10.0
+"""An item that came although somebody has claimed it comes again after so long: by then it is spent, or ready anew."""
 
 DEVICE = "http"
 ACK, NAK = b"+ACK", b"-NAK"
@@ -138,7 +138,7 @@ async def _load(api: Api, worker_id: str) -> int:
     """How much it holds, with all that the log knows now."""
     facts = await api.log.broker.stream_facts(EVENTS)
     await api.freshness.wait_for_position(0 if facts is None else facts.last, api.limits.read_wait_s)
-    return len(await held_by(api, worker_id))
+    return (await held_by(api, worker_id)).total
 
 
 async def _pull(api: Api, worker: Worker, room: int, wait_s: float, gone: Callable[[], bool]) -> list[Delivery]:
@@ -198,7 +198,7 @@ async def _claim(api: Api, worker_id: str, worker: Worker, delivery: Delivery) -
     except VersionConflict:
         found = await read_task(api.log, event.aggregate_id, fresh=True)
         spent = found.finished or found.ready != event.version
-        await publish(delivery.lease, ACK if spent else _nak(UNKNOWN_TASK_DELAY_S))
+        await publish(delivery.lease, ACK if spent else _nak(CLAIMED_DELAY_S))
         return None
     except LogUnavailable as error:
         log.warning("lease.claim_unknown", task_id=event.aggregate_id, worker_id=worker_id, error=error.detail)

@@ -132,7 +132,8 @@ class WorkerListAnswer(Answer):
 
 
 class WorkerStatusAnswer(WorkerAnswer):
-    """A worker now. ``running``: ids of the tasks that it holds; ``last_heartbeat``: null where it has none that is valid."""
+    """A worker now. ``running``: ids of the tasks that it holds, the newest thousand; ``last_heartbeat``: null where it lapsed,
+    or never came."""
 
     current_tasks: int
     running: list[str]

@@ -13,7 +13,7 @@ After the broker was away nobody is judged for a while: connections and heartbea
 |---------------------------------------------------------------------|----------------------------------------------------|
 | a living worker is gone                                             | ``lost``, and each of its attempts ended           |
 | a worker that is gone still holds attempts (who found out died)     | each ended: a loss, that counts towards poison     |
-| an HTTP worker's attempt is over its time                           | timed out: nobody else could                       |
+| an HTTP worker's attempt is over its time, or silent for too long   | timed out: nobody else could                       |
 | an HTTP worker's heartbeats do not list an attempt that it holds    | ended without a loss: the answer never reached it  |
 
 All of it is a fold of the log plus what the broker says now, decided by the rules and appended with the version check: any
@@ -27,7 +27,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 
 import nats.errors
 import orjson
@@ -43,6 +43,7 @@ from eventq.events.failpoints import failpoint
 from eventq.events.handle import handle_any
 from eventq.events.log import EventLog
 from eventq.events.presence import Heartbeat, present, reachable
+from eventq.events.reporting import last_report_at
 from eventq.events.retry import RetryPolicy
 from eventq.events.subjects import DISCONNECTS
 from eventq.events.task import HOLDING, Task, from_summary
@@ -74,6 +75,8 @@ RUNNING_TOLD_MAX = 1_000
 
 AT_ONCE = 100
 """Attempts ended at the same time."""
+
+TimeoutReason = Literal["execution_timeout", "heartbeat_timeout"]
 
 _NAMES = ("eventq worker ", "lease-keeper ")
 
@@ -240,15 +243,30 @@ class WorkerWatch:
                 continue
             task = from_summary(held.state)
             heartbeat = heartbeats.get(held.worker_id)
-            if task.timeout_s is not None and now - held.started_at > timedelta(seconds=task.timeout_s + OVERTIME_S):
-                await self._end(task_id, held, await self._time_out(task_id, task, held, now))
+            if _longer_ago(held.started_at, task.timeout_s, now):
+                await self._end(task_id, held, await self._time_out(task_id, task, held.started_at, now, "execution_timeout"))
+            elif _longer_ago(said_at := await self._said_at(task_id, task, held), task.heartbeat_timeout_s, now):
+                await self._end(task_id, held, await self._time_out(task_id, task, said_at, now, "heartbeat_timeout"))
             elif heartbeat is not None and _unclaimed(task_id, held, heartbeat):
                 await self._end(task_id, held, InterruptAttempt(held.attempt))
 
-    async def _time_out(self, task_id: str, task: Task, held: Held, now: datetime) -> TimeOutAttempt:
+    async def _said_at(self, task_id: str, task: Task, held: Held) -> datetime:
+        """When the attempt said something last; its start counts. Only asked where it matters."""
+        if task.heartbeat_timeout_s is None:
+            return held.started_at
+        return await last_report_at(self._log.broker, task_id, held.attempt) or held.started_at
+
+    async def _time_out(
+        self, task_id: str, task: Task, since: datetime, now: datetime, reason: TimeoutReason
+    ) -> TimeOutAttempt:
         submitted = await submission_of(self._log, task_id, task)
         retry_in_s = draw_retry_s(submitted, self._policies.get(task.task_name), task)
-        return TimeOutAttempt(held.attempt, round((now - held.started_at).total_seconds(), 3), retry_in_s, now)
+        after_s = round((now - since).total_seconds(), 3)
+        return TimeOutAttempt(task.attempt, after_s, retry_in_s, now, reason)
+
+
+def _longer_ago(at: datetime, limit_s: float | None, now: datetime) -> bool:
+    return limit_s is not None and now - at > timedelta(seconds=limit_s + OVERTIME_S)
 
 
 def _unclaimed(task_id: str, held: Held, heartbeat: Heartbeat) -> bool:

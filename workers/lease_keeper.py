@@ -46,6 +46,7 @@ class LeaseKeeper:
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._started = threading.Event()
+        self._news = threading.Event()
         self.failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="lease-keeper", daemon=True)
 
@@ -75,6 +76,10 @@ class LeaseKeeper:
         with self._lock:
             self._held.pop(lease, None)
 
+    def tell(self) -> None:
+        """What the worker says of itself has changed: send a heartbeat at the next round, within half a second."""
+        self._news.set()
+
     def _run(self) -> None:
         try:
             asyncio.run(self._keep())
@@ -95,8 +100,9 @@ class LeaseKeeper:
             while not self._stopping.is_set():
                 await asyncio.sleep(min(self._lease_s / 6, 0.5))
                 now = time.monotonic()
-                if hurry.is_set():  # the broker was away: others will ask who lives before anything else
+                if hurry.is_set() or self._news.is_set():  # after the broker was away others ask first of all who lives
                     hurry.clear()
+                    self._news.clear()
                     await self._beat(broker)
                     beaten = now
                     overdue = True

@@ -218,6 +218,7 @@ class Worker:
             log.info("worker.capacity", worker_id=self.config.worker_id, capacity=self.capacity)
         if state.status is WorkerStatus.DRAINING:
             self._drained.set()
+        self._keeper.tell()
         self._puller.slot_freed()
 
     def _give_up_attempts(self) -> None:

@@ -17,7 +17,8 @@ from eventq.events.presence import heartbeat_of
 from eventq.events.subjects import EVENTS, Route, work_consumer
 from eventq.events.task import Status, Task
 from eventq.events.worker import WORKERS, DrainWorker, LoseWorker, PauseWorker, WorkerStatus
-from eventq.services import worker_watch
+from eventq.services import http_leases, worker_watch
+from eventq.services.api import Api
 from eventq.services.follower import Follower
 from eventq.services.worker_watch import WorkerWatch
 from tests.chaos.site import Site
@@ -232,6 +233,22 @@ async def test_another_workers_attempt_is_refused_even_with_the_right_number(
     assert [one["task_id"] for one in (await other.heartbeat(task))["revoked"]] == [task_id]
 
 
+async def test_without_the_fence_another_workers_report_would_be_taken(
+    backend: Backend, remote: Remote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The negative control of the tests above: it is the fence that refuses, nothing else."""
+
+    async def no_fence(api: Api, worker_id: str, task_id: str, attempt: int) -> Task:
+        return await read_task(api.log, task_id, fresh=True)
+
+    monkeypatch.setattr(http_leases, "held_attempt", no_fence)
+    task_id = await submit(backend)
+    task = await remote.lease_one()
+    other = await Remote.register(backend)
+    assert (await other.report("complete", task))[0] == 200
+    assert (await task_of(backend, task_id)).status is Status.COMPLETED
+
+
 async def test_a_report_whose_answer_was_lost_may_be_repeated_and_another_may_not(backend: Backend, remote: Remote) -> None:
     await submit(backend)
     task = await remote.lease_one()
@@ -293,7 +310,7 @@ async def test_an_api_that_dies_while_it_leases_loses_nothing(
     monkeypatch.setattr(worker_watch, "UNCLAIMED_S", 0.0)
     task_id = await submit(backend)
     doomed = await site.started("api", failpoints=f"{step}=kill", accept_lazy_sync=True)
-    (ready,) = doomed.logged("api.ready")
+    (ready,) = await eventually(lambda: doomed.logged("api.ready"))
     async with aiohttp.ClientSession(str(ready["url"])) as session:
         with pytest.raises(aiohttp.ClientError):
             await session.post(f"/api/v1/workers/{remote.id}/lease", json={"max": 1, "wait_seconds": 10})

@@ -15,9 +15,11 @@ from eventq.events.commands import StartAttempt
 from eventq.events.handle import handle, handle_any, read_state
 from eventq.events.ids import new_id
 from eventq.events.presence import Heartbeat, beat, leave
+from eventq.events.report import Progress
+from eventq.events.reporting import publish_report
 from eventq.events.routes import Routes
 from eventq.events.task import Status
-from eventq.events.task_events import Failed, Queued
+from eventq.events.task_events import Failed, Queued, TimedOut
 from eventq.events.worker import WORKERS, LoseWorker, RegisterWorker, Worker, WorkerStatus
 from eventq.events.worker_events import WorkerRegistered
 from eventq.services import worker_watch as module
@@ -286,3 +288,27 @@ async def test_an_attempt_that_an_http_worker_never_lists_is_ended_without_a_los
         await control.until(lambda: queued_reasons(control, unlisted) == ["interrupted"], "it is ready again")
     assert control.task(unlisted).losses == 0
     assert control.status(listed) is Status.RUNNING
+
+
+async def test_an_http_workers_attempt_that_says_nothing_for_too_long_is_timed_out(
+    control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PRESENCE_LOOK_S", 0.05)
+    monkeypatch.setattr(module, "OVERTIME_S", -0.5)
+    worker_id = await register(control, kind="http")
+    talks = await start(control, worker_id, heartbeat_timeout_s=1.5)
+    mute = await start(control, worker_id, heartbeat_timeout_s=1.5)
+
+    async def talk() -> None:
+        while True:
+            await publish_report(control.broker, talks, 1, "test", Progress(1))
+            await asyncio.sleep(0.1)
+
+    talking = asyncio.create_task(talk())
+    async with watching(control):
+        end = await control.ended(mute)
+        assert isinstance(end.data, TimedOut)
+        assert end.data.reason == "heartbeat_timeout"
+        assert control.status(talks) is Status.RUNNING
+        talking.cancel()
+        await control.until_ended(talks)
