@@ -50,6 +50,20 @@ from eventq.events.worker_events import (
     WorkerResumed,
     WorkerStopped,
 )
+from eventq.events.workflow_events import (
+    NodeApproved,
+    NodeRejected,
+    WorkflowAdvanced,
+    WorkflowCancelled,
+    WorkflowCancelRequested,
+    WorkflowCompleted,
+    WorkflowCreated,
+    WorkflowExpired,
+    WorkflowFailed,
+    WorkflowRetried,
+    WorkflowSignalled,
+    WorkflowTimedOut,
+)
 
 Upcaster = Callable[[dict[str, JSON]], dict[str, JSON]]
 
@@ -107,6 +121,18 @@ _TYPES = (
     EventType("schedules", "ticked", ScheduleTicked),
     EventType("schedules", "triggered", ScheduleTriggered),
     EventType("schedules", "deleted", ScheduleDeleted),
+    EventType("workflows", "created", WorkflowCreated),
+    EventType("workflows", "advanced", WorkflowAdvanced),
+    EventType("workflows", "approved", NodeApproved),
+    EventType("workflows", "rejected", NodeRejected),
+    EventType("workflows", "signalled", WorkflowSignalled),
+    EventType("workflows", "cancel_requested", WorkflowCancelRequested),
+    EventType("workflows", "expired", WorkflowExpired),
+    EventType("workflows", "retried", WorkflowRetried),
+    EventType("workflows", "completed", WorkflowCompleted),
+    EventType("workflows", "failed", WorkflowFailed),
+    EventType("workflows", "cancelled", WorkflowCancelled),
+    EventType("workflows", "timed_out", WorkflowTimedOut),
 )
 
 CATALOGUE: dict[tuple[str, str], EventType] = {(t.aggregate, t.name): t for t in _TYPES}

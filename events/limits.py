@@ -45,5 +45,26 @@ RESULT_TTL_MAX_S = 10 * 366 * 24 * 3600.0
 CRON_MAX_CHARS = 200
 IDEMPOTENCY_KEY_MAX_CHARS = 255
 
+WORKFLOW_NODES_MAX = 1_000
+WORKFLOW_EDGES_MAX = 20_000
+"""Dependencies of all nodes together."""
+
+WORKFLOW_WAITS_MAX = 100
+"""Nodes that wait for an approval or a signal: those that wait travel in the workflow's state."""
+
+WORKFLOW_DEFINITION_MAX_BYTES = 8 * 1024 * 1024
+WORKFLOW_TIMEOUT_MAX_S = 366 * 24 * 3600.0
+CONDITIONS_MAX = 20
+"""Of one node."""
+
+SIGNALS_MAX = 1_000
+"""Signals that one workflow takes."""
+
+CHILDREN_MAX = 1_000
+"""Tasks spawned by a node's task whose results another node can take."""
+
+REFERENCE_DEPTH_MAX = 50
+"""How deeply arguments of a workflow's nodes may be nested."""
+
 WORKER_CAPACITY_MAX = 10_000
 """Attempts that one worker may run at once."""

@@ -37,7 +37,9 @@ from eventq.events.task_events import (
     Updated,
 )
 from eventq.events.worker_events import TaskDeclaration, WorkerRegistered
+from eventq.events.workflow_events import WorkflowAdvanced
 from eventq.projections.tables import TABLE_OF, Row, naive, to_json
+from eventq.projections.workflow_fold import NODE_BEGIN, NODE_CHANGE, NODE_KEY, FoldedNodes
 
 Action = Literal["insert", "update", "upsert"]
 
@@ -137,6 +139,7 @@ class Folded:
     erased: dict[str, Row] = field(default_factory=dict[str, Row])
     erased_events: list[Row] = field(default_factory=list[Row])
     erased_errors: list[Row] = field(default_factory=list[Row])
+    nodes: FoldedNodes = field(default_factory=FoldedNodes)
     silenced: list[str] = field(default_factory=list[str])
     """Tasks whose progress and log lines are to be dropped."""
 
@@ -177,6 +180,8 @@ class Folded:
             Write("attempts", "update", ("task_id", "attempt", *ATTEMPT_END), attempt_ends, ("task_id", "attempt")),
             Write("task_declarations", "upsert", DECLARATION_COLUMNS, list(self.declarations.values())),
             *self._state_writes(),
+            Write("workflow_nodes", "upsert", NODE_BEGIN + NODE_CHANGE, self.nodes.rows_begun()),
+            Write("workflow_nodes", "update", NODE_KEY + NODE_CHANGE, self.nodes.rows_changed(), NODE_KEY),
             Write("tasks", "update", TASK_CLEANED, list(self.cleaned.values()), ("task_id",)),
             Write("tasks", "update", TASK_ERASED, list(self.erased.values()), ("task_id",)),
             Write("events", "update", ("position", "data"), self.erased_events, ("position",)),
@@ -294,6 +299,8 @@ def _fold_state(folded: Folded, known: Mapping[StateKey, Any], position: int, ev
         raise _broken_link(position, event, before.version, before.event_id)
     folded.states[key] = table.kind.evolve(before, event.id, event.time, event.data)
     folded.positions[key] = position
+    if isinstance(event.data, WorkflowAdvanced):
+        folded.nodes.fold(event.aggregate_id, folded.states[key].run, position, at, event.data)
     if isinstance(event.data, WorkerRegistered):
         for declared in event.data.tasks:
             folded.declarations[declared.name] = _declaration(declared, event.aggregate_id, at, position)

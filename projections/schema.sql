@@ -167,6 +167,34 @@ CREATE TABLE claims (
     task_id VARCHAR NOT NULL
 );
 
+-- Workflows as wholes.
+CREATE TABLE workflows (
+    workflow_id VARCHAR PRIMARY KEY,
+    version INTEGER NOT NULL,
+    event_id VARCHAR NOT NULL,
+    position BIGINT NOT NULL,
+    state JSON NOT NULL,
+    status VARCHAR NOT NULL,                -- RUNNING STOPPING COMPLETED FAILED CANCELLED TIMED_OUT
+    name VARCHAR NOT NULL,
+    created_at TIMESTAMP NOT NULL,
+    ended_at TIMESTAMP
+);
+
+-- Nodes that were started, skipped or ended; others have no row. One that did not complete in an earlier run of its workflow
+-- counts as blocked again.
+CREATE TABLE workflow_nodes (
+    workflow_id VARCHAR NOT NULL,
+    node VARCHAR NOT NULL,
+    run INTEGER NOT NULL,                   -- in which it was started or skipped last
+    position BIGINT NOT NULL,
+    status VARCHAR NOT NULL,                -- RUNNING WAITING COMPLETED FAILED TIMED_OUT CANCELLED SKIPPED COMPENSATED
+    reason VARCHAR,
+    started_at TIMESTAMP,
+    ended_at TIMESTAMP,
+    compensation VARCHAR,                   -- of the task that undoes its work: RUNNING or how it ended
+    PRIMARY KEY (workflow_id, node)
+);
+
 -- What workers say they can run: the newest declaration of each task name.
 CREATE TABLE task_declarations (
     name VARCHAR PRIMARY KEY,

@@ -57,6 +57,8 @@ COMPARED = {
     "queues": "queue",
     "claims": "claim_id",
     "schedules": "schedule_id",
+    "workflows": "workflow_id",
+    "workflow_nodes": "workflow_id || ' node ' || node",
     "task_declarations": "name",
 }
 """The tables that a verification compares, which derive from EVENTS alone, each with what names a row of it."""

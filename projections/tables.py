@@ -17,6 +17,7 @@ from eventq.events.claim import CLAIMS, Claim
 from eventq.events.queue import QUEUES, Queue
 from eventq.events.schedule import SCHEDULES, Schedule
 from eventq.events.worker import WORKERS, Worker
+from eventq.events.workflow import WORKFLOWS, Workflow
 
 Row = tuple[Any, ...]
 
@@ -76,6 +77,10 @@ def _schedule(schedule: Schedule) -> Row:
     return (schedule.status.value, task_name, _time(schedule.next_at), _time(schedule.last_at), _time(schedule.created_at))
 
 
+def _workflow(workflow: Workflow) -> Row:
+    return (workflow.status.value, workflow.name, _time(workflow.created_at), _time(workflow.ended_at))
+
+
 _TABLES: tuple[StateTable[Any], ...] = (
     StateTable(
         WORKERS,
@@ -99,6 +104,7 @@ _TABLES: tuple[StateTable[Any], ...] = (
     StateTable(CLAIMS, "claims", "claim_id", ("task_id",), _claim),
     StateTable(QUEUES, "queues", "queue", ("paused_by", "paused_reason", "limits"), _queue),
     StateTable(SCHEDULES, "schedules", "schedule_id", ("status", "task_name", "next_at", "last_at", "created_at"), _schedule),
+    StateTable(WORKFLOWS, "workflows", "workflow_id", ("status", "name", "created_at", "ended_at"), _workflow),
 )
 
 TABLE_OF: dict[str, StateTable[Any]] = {table.kind.name: table for table in _TABLES}

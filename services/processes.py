@@ -18,6 +18,7 @@ from importlib.metadata import version
 import structlog
 from aiohttp import web
 
+from eventq.events.blobs import BlobStore
 from eventq.events.bootstrap import BrokerConfig, bootstrap
 from eventq.events.broker import Broker
 from eventq.events.ending import end
@@ -27,7 +28,9 @@ from eventq.events.log import EventLog
 from eventq.events.schedule import TICK
 from eventq.events.submitter import Submitter
 from eventq.events.timers import DUE, START_BY
+from eventq.events.workflow import DEADLINE
 from eventq.services.child import announce_finished, announce_ready
+from eventq.services.coordinator import Coordinator
 from eventq.services.follower import Follower
 from eventq.services.gate import Gate
 from eventq.services.promoter import SOURCE as SCHEDULER
@@ -118,7 +121,6 @@ def collect_seldom() -> None:
 
 async def run_api(settings: Settings) -> int:
     """The HTTP API with the projector that feeds it. Ready once it listens; reads wait until the projection caught up."""
-    from eventq.events.blobs import BlobStore
     from eventq.projections.projector import Projector
     from eventq.projections.queries import Queries
     from eventq.projections.store import Store
@@ -176,8 +178,10 @@ async def run_scheduler(settings: Settings) -> int:
         schedule_sweep = ScheduleSweep(event_log, ticks)
         reconciler = Reconciler(event_log, lease_s=settings.lease_s)
         gate = Gate(event_log)
+        coordinator = Coordinator(event_log, Submitter(event_log, source=SCHEDULER), BlobStore.open(settings.blobs))
+        answers["workflows", DEADLINE] = coordinator.deadline
         worker_watch = WorkerWatch(event_log)
-        follower = Follower(event_log.broker, [reconciler, schedule_sweep, gate, worker_watch])
+        follower = Follower(event_log.broker, [reconciler, schedule_sweep, gate, worker_watch, coordinator])
         duties = (
             asyncio.create_task(Promoter(event_log.broker, answers).run(), name="promoter"),
             asyncio.create_task(follower.run(), name="follower"),
@@ -185,6 +189,7 @@ async def run_scheduler(settings: Settings) -> int:
             asyncio.create_task(worker_watch.run(follower, system), name="worker watch"),
             asyncio.create_task(schedule_sweep.run(follower), name="schedules"),
             asyncio.create_task(gate.run(follower), name="gate"),
+            asyncio.create_task(coordinator.run(follower), name="workflows"),
         )
         collect_seldom()
         announce_ready()

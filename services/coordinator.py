@@ -1,0 +1,445 @@
+"""Moves workflows on: the duty that decides what follows from the ends of their tasks, and makes the tasks that follow.
+
+It is shown the log, keeps a fold of every unfinished workflow, and appends what :func:`plan` says. Only after that, and only if
+no other coordinator was first, are the tasks made that the event names: under ids that derive from the node, so making them
+twice makes them once. Whoever dies in between leaves events that name tasks nobody made; every coordinator sees those, and
+makes them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import nats.errors
+import orjson
+import structlog
+from nats.js.errors import APIError
+
+from eventq.events.blobs import BlobStore
+from eventq.events.catalogue import read_data
+from eventq.events.commands import CancelTask
+from eventq.events.data import JSON, BlobRef, EventData
+from eventq.events.errors import (
+    BlobDamaged,
+    BlobNotFound,
+    Conflict,
+    EventqError,
+    IllegalTransition,
+    LogDamaged,
+    TaskNotFound,
+)
+from eventq.events.failpoints import failpoint
+from eventq.events.handle import handle, handle_any
+from eventq.events.limits import CHILDREN_MAX, INLINE_PAYLOAD_MAX_BYTES, WORKFLOW_DEFINITION_MAX_BYTES
+from eventq.events.log import EventLog
+from eventq.events.submitter import Submitter
+from eventq.events.task_events import Cleaned, Completed, Submitted
+from eventq.events.timers import Hint, set_timer
+from eventq.events.workflow import DEADLINE, WORKFLOWS, AdvanceWorkflow
+from eventq.events.workflow_events import Definition, WorkflowAdvanced, WorkflowCreated
+from eventq.events.workflow_run import Owner, PlannedEvent, Run, needed_by, plan, task_of
+from eventq.events.workflow_values import Unresolved, Wanted
+from eventq.services.follower import Fact, Follower
+
+log = structlog.get_logger("eventq.coordinator")
+
+SOURCE = "coordinator"
+
+HELP_AFTER_S = 2.0
+"""Tasks that another coordinator released and has not made after this long are made by whoever sees it."""
+
+AT_ONCE = 64
+"""Workflows that are moved on, or tasks that are made, beside each other."""
+
+RESULTS_KEPT = 2_000
+RESULT_KEPT_MAX_BYTES = 4 * 1024
+"""Results remembered, each up to this size: fan-out asks for one result many times."""
+
+RESULT_MAX_BYTES = 16 * 1024 * 1024
+"""Of a result that is handed on. A larger one is the node's failure, not the scheduler's end."""
+
+NEVER_S = 24 * 3600.0
+"""A task that must not run is submitted for so much later, and cancelled at once."""
+
+RETRY_S = 1.0
+LOOK_EVERY_S = 0.5
+"""How often all workflows are looked through for what is due."""
+
+TERMINAL_EVENTS = frozenset({"completed", "failed", "cancelled", "timed_out"})
+
+
+@dataclass(frozen=True, slots=True)
+class TaskNews:
+    """What the fold needs of one event of a task."""
+
+    task_id: str
+    parent_id: str | None
+    status: str
+
+
+@dataclass(slots=True)
+class Followed:
+    """One unfinished workflow. ``inbox``: what was seen and is not folded yet; ``moved_at``: monotonic time at which it last
+    moved; ``history_to``: up to which version the log must be read again, because the workflow had ended before; ``mine``:
+    the newest version that this process wrote; ``made``: tasks that this process made; ``voided``: tasks that must never
+    run."""
+
+    run: Run
+    inbox: list[Fact | TaskNews] = field(default_factory=list[Fact | TaskNews])
+    moved_at: float = 0.0
+    history_to: int = 0
+    mine: int = 0
+    made: set[str] = field(default_factory=set[str])
+    voided: set[str] = field(default_factory=set[str])
+
+
+class Coordinator:
+    """A duty of the follower. Run one with :meth:`run` until it is cancelled. Memory grows with the unfinished workflows."""
+
+    def __init__(
+        self,
+        event_log: EventLog,
+        submitter: Submitter,
+        blobs: BlobStore,
+        *,
+        now: Callable[[], datetime] | None = None,
+    ) -> None:
+        self._log = event_log
+        self._submitter = submitter
+        self._blobs = blobs
+        self._now = now or (lambda: datetime.now(UTC))
+        self._followed: dict[str, Followed] = {}
+        self._dirty: dict[str, None] = {}
+        self._fired_at = datetime.min.replace(tzinfo=UTC)
+        self._looked_at = 0.0
+        self._results: OrderedDict[str, JSON] = OrderedDict()
+        self.wake = asyncio.Event()
+        self.advanced = 0
+
+    def note(self, fact: Fact) -> None:
+        """See :class:`Duty`."""
+        if fact.kind == "tasks":
+            workflow_id = fact.state.get("workflow_id")
+            if workflow_id is None or (followed := self._followed.get(workflow_id)) is None:
+                return
+            followed.inbox.append(TaskNews(fact.id, fact.state.get("parent_task_id"), fact.state["status"]))
+            self._dirty[workflow_id] = None
+        elif fact.kind == "workflows":
+            self._note_workflow(fact)
+
+    def _note_workflow(self, fact: Fact) -> None:
+        if fact.type in TERMINAL_EVENTS:
+            self._followed.pop(fact.id, None)
+            self._dirty.pop(fact.id, None)
+            return
+        followed = self._followed.get(fact.id)
+        if followed is None:
+            followed = self._followed[fact.id] = Followed(Run(fact.id), history_to=fact.version - 1)
+        age_s = max(0.0, time.time() - fact.stored_ns / 1e9)
+        followed.moved_at = time.monotonic() - age_s
+        followed.inbox.append(fact)
+        self._dirty[fact.id] = None
+
+    async def deadline(self, hint: Hint) -> bool:
+        """Answer a hint: something in a workflow may have waited too long. The next look tells, with the broker's clock where
+        that is ahead; a hint that is lost is made up for by the look once a second."""
+        if hint.fired_at is not None:
+            self._fired_at = max(self._fired_at, hint.fired_at)
+        if hint.id in self._followed:
+            self._dirty[hint.id] = None
+            self.wake.set()
+        return True
+
+    async def run(self, follower: Follower) -> None:
+        """Move workflows on whenever something came and all of the log has been seen."""
+        while True:
+            await self.wake.wait()
+            self.wake.clear()
+            await follower.until_caught_up()
+            try:
+                await self.look()
+            except (EventqError, nats.errors.Error, APIError, TimeoutError) as error:
+                log.warning("coordinator.waiting_for_broker", error=repr(error))
+                await asyncio.sleep(RETRY_S)
+
+    async def look(self) -> None:
+        """Move on every workflow of which something is new, or something is due."""
+        self._look_for_due()
+        todo = list(self._dirty)
+        self._dirty.clear()
+        failures = await _each(todo, self._attend)
+        for workflow_id, error in failures:
+            if workflow_id in self._followed:
+                self._dirty[workflow_id] = None
+            log.warning("coordinator.workflow_waits", workflow_id=workflow_id, error=repr(error))
+        if failures:
+            self.wake.set()
+            await asyncio.sleep(RETRY_S)
+
+    def _look_for_due(self) -> None:
+        if time.monotonic() - self._looked_at < LOOK_EVERY_S:
+            return
+        self._looked_at = time.monotonic()
+        now = self._time()
+        for workflow_id, followed in self._followed.items():
+            deadline = followed.run.next_deadline()
+            if (deadline is not None and deadline <= now) or self._unmade(followed):
+                self._dirty[workflow_id] = None
+
+    def _time(self) -> datetime:
+        return max(self._now(), self._fired_at)
+
+    async def _attend(self, workflow_id: str) -> None:
+        followed = self._followed.get(workflow_id)
+        if followed is None:
+            return
+        await self._fold(followed)
+        run = followed.run
+        if run.state.ending is not None:
+            await self._stop_tasks(followed)
+        elif self._unmade(followed):
+            await self._make(followed)
+        event = await self._plan(run)
+        if event is not None:
+            await self._advance(followed, event)
+
+    def _unmade(self, followed: Followed) -> list[str]:
+        """Released tasks that this process should make: its own, and those that others have not made for too long."""
+        if followed.mine < followed.run.state.version and followed.moved_at >= time.monotonic() - HELP_AFTER_S:
+            return []
+        return [task_id for task_id in followed.run.unmade if task_id not in followed.made]
+
+    async def _fold(self, followed: Followed) -> None:
+        """Fold what came. What had been forgotten, because the workflow had ended, is read from the log again."""
+        run = followed.run
+        if run.state.version < followed.history_to:
+            await self._read_again(followed)
+        while followed.inbox:
+            news = followed.inbox[0]
+            if isinstance(news, TaskNews):
+                run.note_task(news.task_id, news.parent_id, news.status)
+            elif news.version > run.state.version:
+                data = read_data("workflows", news.type, news.event["schema"], news.data)
+                await self._apply(run, news.event["id"], news.time, data)
+            del followed.inbox[0]
+
+    async def _apply(self, run: Run, event_id: str, at: datetime, data: EventData) -> None:
+        if isinstance(data, WorkflowCreated) and run.graph is None:
+            run.know(await self._definition(data))
+        run.apply(event_id, at, data)
+
+    async def _definition(self, created: WorkflowCreated) -> Definition:
+        return await read_definition(self._blobs, created)
+
+    async def _read_again(self, followed: Followed) -> None:
+        run = followed.run
+        for version in range(run.state.version + 1, followed.history_to + 1):
+            stored = await self._log.at("workflows", run.workflow_id, version)
+            if stored is None:
+                raise LogDamaged(f"workflow {run.workflow_id} lacks its version {version}", workflow_id=run.workflow_id)
+            await self._apply(run, stored.event.id, stored.event.time, stored.event.data)
+
+    async def _plan(self, run: Run) -> PlannedEvent | None:
+        """What to append; results that are needed are fetched first."""
+        results: dict[Wanted, JSON] = {}
+        lost: dict[Wanted, str] = {}
+        while True:
+            planned = plan(run, results, self._time(), lost)
+            if not planned.missing:
+                return planned.event
+            await self._fetch(run, planned.missing, results, lost)
+
+    async def _advance(self, followed: Followed, event: PlannedEvent) -> None:
+        run, state = followed.run, followed.run.state
+        if isinstance(event, WorkflowAdvanced):
+            await self._set_wait_timer(run, event)
+        failpoint("workflow.before_advanced")
+        command = AdvanceWorkflow(state.version, event)
+        try:
+            handled = await handle_any(self._log, WORKFLOWS, run.workflow_id, command, source=SOURCE, state=state)
+        except IllegalTransition:
+            return  # somebody else was first; what they wrote is on its way to us
+        failpoint("workflow.after_advanced")
+        self.advanced += 1
+        if isinstance(event, WorkflowAdvanced) and handled.event is not None:
+            run.apply(handled.event.id, handled.event.time, event)
+            followed.mine = run.state.version
+            followed.moved_at = time.monotonic()
+            if run.state.ending is None or event.compensating:
+                await self._make(followed)
+
+    async def _set_wait_timer(self, run: Run, event: WorkflowAdvanced) -> None:
+        assert run.graph is not None
+        limits = [run.graph.nodes[name].timeout_s for name in event.waiting]
+        soonest = min((each for each in limits if each is not None), default=None)
+        if soonest is not None:
+            due_at = self._time() + timedelta(seconds=soonest)
+            await set_timer(self._log.broker, Hint("workflows", run.workflow_id, DEADLINE, run.state.version + 1), due_at)
+
+    async def _make(self, followed: Followed) -> None:
+        """Make the tasks that were released, where they do not exist."""
+        failures = await _each(self._unmade(followed), lambda task_id: self._make_one(followed, task_id))
+        if failures:
+            raise failures[0][1]
+
+    async def _make_one(self, followed: Followed, task_id: str) -> None:
+        run = followed.run
+        owner = run.unmade.get(task_id)
+        if owner is None or (run.state.ending is not None and not owner.compensation):
+            return
+        submitted = await self._task(run, owner)
+        failpoint("workflow.before_submit")
+        with suppress(IllegalTransition):  # made already
+            await self._submitter.submit(task_id, submitted)
+        followed.made.add(task_id)
+        failpoint("workflow.after_submit")
+
+    async def _task(self, run: Run, owner: Owner) -> Submitted:
+        results: dict[Wanted, JSON] = {}
+        lost: dict[Wanted, str] = {}
+        await self._fetch(run, needed_by(run, owner), results, lost)
+        try:
+            submitted = task_of(run, owner, results)
+        except Unresolved as error:
+            # A compensation asks for something that is not there: it runs without, and says so itself.
+            log.warning("coordinator.unresolved", workflow_id=run.workflow_id, node=owner.node, problem=str(error))
+            submitted = task_of(run, owner, {})
+        encoded = orjson.dumps({"args": submitted.args, "kwargs": submitted.kwargs})
+        if len(encoded) <= INLINE_PAYLOAD_MAX_BYTES:
+            return submitted
+        stored = await self._blobs.put_async(encoded, media_type="application/json")
+        return submitted.model_copy(update={"args": [], "kwargs": {}, "input": stored})
+
+    async def _stop_tasks(self, followed: Followed) -> None:
+        """Cancel what runs of a workflow that stops; what undoes its work goes on. Released tasks that nobody made are made
+        as cancelled ones, so that nobody can make them later."""
+        run = followed.run
+        await self._make(followed)
+        for task_id in [each for each, owner in run.unmade.items() if not owner.compensation]:
+            if task_id not in followed.voided:
+                await self._make_void(run, task_id)
+                followed.voided.add(task_id)
+        for task_id, tree in list(run.unfinished_tasks()):
+            root = run.owner(run.tasks[task_id])
+            if task_id not in tree.cancelled and root is not None and not root.compensation:
+                await self._cancel(run, task_id)
+                tree.cancelled.add(task_id)
+
+    async def _make_void(self, run: Run, task_id: str) -> None:
+        assert run.graph is not None
+        template = run.graph.nodes[run.unmade[task_id].node].task
+        assert template is not None
+        later = self._now() + timedelta(seconds=NEVER_S)
+        void = template.model_copy(
+            update={
+                "args": [],
+                "kwargs": {},
+                "scheduled_at": later,
+                "workflow_id": run.workflow_id,
+                "node": run.unmade[task_id].node,
+            }
+        )
+        with suppress(IllegalTransition):  # made after all
+            await self._submitter.submit(task_id, void)
+        await self._cancel(run, task_id)
+
+    async def _cancel(self, run: Run, task_id: str) -> None:
+        state = run.state
+        who = state.cancel_requested_by or SOURCE
+        reason = state.cancel_reason if state.cancel_requested_by else f"its workflow ends as {state.ending}"
+        try:
+            await handle(self._log, task_id, CancelTask(who, reason), source=SOURCE)
+        except (Conflict, TaskNotFound):
+            return  # it ended meanwhile
+
+    async def _fetch(self, run: Run, wanted: Iterable[Wanted], results: dict[Wanted, JSON], lost: dict[Wanted, str]) -> None:
+        """Read these results, from the events or the blob store; ``lost`` are those that are gone for good."""
+
+        async def fetch(each: Wanted) -> None:
+            try:
+                results[each] = await self._result(run, each)
+            except (Unresolved, BlobNotFound, BlobDamaged) as error:
+                lost[each] = f"the result of {each.node} cannot be read: {error}"
+
+        failures = await _each([each for each in wanted if each not in results], fetch)
+        if failures:
+            raise failures[0][1]
+
+    async def _result(self, run: Run, wanted: Wanted) -> JSON:
+        assert run.graph is not None
+        node = run.graph.nodes[wanted.node]
+        if wanted.children:
+            children = run.children_of(wanted.node)
+            if len(children) > CHILDREN_MAX:
+                raise Unresolved(f"it spawned more than {CHILDREN_MAX} tasks")
+            return [await self._task_result(task_id) for task_id in children]
+        if node.kind == "signal":
+            return run.signals[node.signal or ""]
+        if node.kind == "approval":
+            answer = run.answers[wanted.node]
+            return {"approved": True, "by": answer.by, "comment": answer.comment}
+        return await self._task_result(run.task_id(wanted.node))
+
+    async def _task_result(self, task_id: str) -> JSON:
+        if task_id in self._results:
+            self._results.move_to_end(task_id)
+            return self._results[task_id]
+        result, size = await read_result(self._log, self._blobs, task_id)
+        if size <= RESULT_KEPT_MAX_BYTES:
+            self._results[task_id] = result
+            if len(self._results) > RESULTS_KEPT:
+                self._results.popitem(last=False)
+        return result
+
+
+async def read_definition(blobs: BlobStore, created: WorkflowCreated) -> Definition:
+    """The nodes of a workflow, from its event or the blob store."""
+    if created.definition is not None:
+        return created.definition
+    assert created.stored is not None
+    return Definition.model_validate_json(await blobs.get_async(created.stored, max_bytes=WORKFLOW_DEFINITION_MAX_BYTES))
+
+
+async def read_result(event_log: EventLog, blobs: BlobStore, task_id: str) -> tuple[JSON, int]:
+    """What a completed task returned, and about how large it is. Raises ``Unresolved`` where it was given up or is too large,
+    and what the blob store raises."""
+    stored = await event_log.last("tasks", task_id, fresh=True)
+    if stored is not None and isinstance(stored.event.data, Cleaned):
+        raise Unresolved("it was given up")
+    if stored is None or not isinstance(stored.event.data, Completed):
+        raise Unresolved("there is none")
+    output: BlobRef | None = stored.event.data.output
+    if output is None:
+        result = stored.event.data.result
+        return result, len(orjson.dumps(result))
+    if output.size_bytes > RESULT_MAX_BYTES:
+        raise Unresolved(f"it is larger than {RESULT_MAX_BYTES} bytes")
+    return orjson.loads(await blobs.get_async(output, max_bytes=RESULT_MAX_BYTES)), output.size_bytes
+
+
+async def _each(items: list[Any], do: Callable[[Any], Awaitable[None]]) -> list[tuple[Any, Exception]]:
+    """Do something to each item, some beside each other; answers those that a dependency's failure kept from it."""
+    failed: list[tuple[Any, Exception]] = []
+    waiting = iter(items)
+
+    async def work() -> None:
+        for item in waiting:
+            try:
+                await do(item)
+            except (EventqError, nats.errors.Error, APIError, TimeoutError) as error:
+                failed.append((item, error))
+
+    if len(items) <= 1:
+        await work()
+    else:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(AT_ONCE, len(items))):
+                group.create_task(work())
+    return failed

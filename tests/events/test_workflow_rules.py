@@ -1,0 +1,402 @@
+"""The rules of workflows, by value: no broker, no clock, tasks that end as the test says."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from eventq.events.data import EventData
+from eventq.events.errors import IllegalTransition, InvalidInput
+from eventq.events.task_events import Submitted
+from eventq.events.workflow import (
+    AdvanceWorkflow,
+    AnswerNode,
+    CancelWorkflow,
+    CreateWorkflow,
+    RetryWorkflow,
+    SignalWorkflow,
+    WorkflowStatus,
+    decide_workflow,
+    node_task_id,
+)
+from eventq.events.workflow_events import Condition, Definition, Node, WorkflowAdvanced, WorkflowCreated
+from eventq.events.workflow_graph import check_graph
+from eventq.events.workflow_run import SETTLED, NodeStatus, Owner, Run, plan, task_of
+from eventq.events.workflow_values import Wanted
+
+NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
+TASK = Submitted(task_name="echo", pool="cpu", queue="default", priority=5, max_retries=0)
+
+
+def step(name: str, *depends_on: str, kwargs: dict[str, Any] | None = None, **options: Any) -> Node:
+    """A node that is a task."""
+    task = TASK.model_copy(update={"kwargs": kwargs or {}})
+    return Node(name=name, depends_on=list(depends_on), task=task, **options)
+
+
+@dataclass
+class World:
+    """One workflow and the tasks that it makes. ``outcomes``: how a node's task ends, else ``COMPLETED``."""
+
+    nodes: Sequence[Node]
+    outcomes: dict[str, str] = field(default_factory=dict[str, str])
+    results: dict[str, Any] = field(default_factory=dict[str, Any])
+    timeout_s: float | None = None
+    now: datetime = NOON
+    log: list[tuple[str, Any]] = field(default_factory=list[tuple[str, Any]])
+
+    def __post_init__(self) -> None:
+        check_graph(self.nodes)
+        self.run = self.new_run()
+        self.running: dict[str, Owner] = {}
+        self.made: list[str] = []
+        self.started: list[str] = []
+        deadline = None if self.timeout_s is None else NOON + timedelta(seconds=self.timeout_s)
+        created = WorkflowCreated(
+            name="w",
+            nodes=len(self.nodes),
+            definition=Definition(nodes=list(self.nodes)),
+            timeout_s=self.timeout_s,
+            deadline_at=deadline,
+        )
+        self.command(CreateWorkflow(created))
+
+    def new_run(self) -> Run:
+        run = Run("w")
+        run.know(Definition(nodes=list(self.nodes)))
+        return run
+
+    def command(self, command: Any) -> list[EventData]:
+        events = decide_workflow(command, self.run.state)
+        for event in events:
+            self.run.apply(f"e{len(self.log)}", self.now, event)
+            self.log.append(("workflow", event))
+        return events
+
+    def known(self) -> dict[Wanted, Any]:
+        found: dict[Wanted, Any] = {}
+        for node in self.nodes:
+            found[Wanted(node.name, False)] = self.results.get(node.name, node.name)
+            found[Wanted(node.name, True)] = []
+        return found
+
+    def advance(self) -> bool:
+        """What a coordinator does once; answers whether there was anything."""
+        event = plan(self.run, self.known(), self.now).event
+        if event is None:
+            return False
+        self.command(AdvanceWorkflow(self.run.state.version, event))
+        if isinstance(event, WorkflowAdvanced):
+            self.started += event.released
+        if self.run.state.ending is None or any(owner.compensation for owner in self.run.unmade.values()):
+            for task_id, owner in list(self.run.unmade.items()):
+                task_of(self.run, owner, self.known())
+                self.made.append(task_id)
+                self.running[task_id] = owner
+                self.note(task_id, "PENDING")
+        else:
+            for task_id in list(self.run.unmade):
+                self.note(task_id, "SCHEDULED")
+                self.note(task_id, "CANCELLED")
+        if self.run.state.ending is not None:
+            for task_id in [each for each, owner in self.running.items() if not owner.compensation]:
+                self.end(task_id, "CANCELLED")
+        return True
+
+    def note(self, task_id: str, status: str, parent: str | None = None) -> None:
+        self.run.note_task(task_id, parent, status)
+        self.log.append(("task", (task_id, parent, status)))
+
+    def end(self, task_id: str, status: str | None = None) -> None:
+        owner = self.running.pop(task_id)
+        name = f"{owner.node} undone" if owner.compensation else owner.node
+        self.note(task_id, status or self.outcomes.get(name, "COMPLETED"))
+
+    def settle(self) -> None:
+        while self.advance():
+            pass
+
+    def go(self, order: random.Random | None = None) -> None:
+        """Until nothing moves any more."""
+        self.settle()
+        while self.running:
+            names = list(self.running)
+            self.end(names[0] if order is None else order.choice(names))
+            if order is None or order.random() < 0.5 or not self.running:
+                self.settle()
+        self.settle()
+
+    def statuses(self) -> dict[str, str]:
+        return {node.name: self.run.status(node.name).value for node in self.nodes}
+
+
+def test_a_chain_runs_in_order_and_hands_results_on() -> None:
+    world = World([step("a"), step("b", "a", kwargs={"message": {"$from": "a"}}), step("c", "b")])
+    world.go()
+    assert world.run.state.status is WorkflowStatus.COMPLETED
+    assert world.started == ["a", "b", "c"]
+    submitted = task_of(world.run, Owner("b", False), {Wanted("a", False): {"x": 1}})
+    assert (submitted.kwargs, submitted.workflow_id, submitted.node) == ({"message": {"x": 1}}, "w", "b")
+
+
+def test_a_failure_stops_what_runs_and_starts_nothing_more() -> None:
+    world = World([step("a"), step("b"), step("c", "a"), step("d", "b")], {"a": "FAILED"})
+    world.go()
+    assert world.run.state.status is WorkflowStatus.FAILED
+    assert world.run.state.because == "a"
+    assert world.statuses() == {"a": "FAILED", "b": "CANCELLED", "c": "BLOCKED", "d": "BLOCKED"}
+
+
+def test_a_failure_that_is_borne_skips_dependents_and_the_rest_goes_on() -> None:
+    nodes = [
+        step("a", on_failure="continue"),
+        step("b"),
+        step("c", "a"),
+        step("d", "c"),
+        step("e", "a", "b", run_if="any_succeeded"),
+        step("f", "a", run_if="always"),
+    ]
+    world = World(nodes, {"a": "FAILED"})
+    world.go()
+    assert world.run.state.status is WorkflowStatus.COMPLETED
+    assert world.statuses() == {
+        "a": "FAILED",
+        "b": "COMPLETED",
+        "c": "SKIPPED",
+        "d": "SKIPPED",
+        "e": "COMPLETED",
+        "f": "COMPLETED",
+    }
+
+
+def test_compensation_undoes_what_completed_last_first() -> None:
+    nodes = [
+        step("a", compensate=TASK),
+        step("b", "a", compensate=TASK),
+        step("c", "b"),
+        step("d", "c", on_failure="compensate"),
+    ]
+    world = World(nodes, {"d": "FAILED"})
+    world.go()
+    assert world.run.state.status is WorkflowStatus.FAILED
+    assert world.made[-2:] == [node_task_id("w", name, 1, compensation=True) for name in ("b", "a")]
+    assert world.statuses() == {"a": "COMPENSATED", "b": "COMPENSATED", "c": "COMPLETED", "d": "FAILED"}
+
+
+def test_a_compensation_that_fails_is_told_and_the_others_run() -> None:
+    nodes = [step("a", compensate=TASK), step("b", "a", compensate=TASK), step("c", "b", on_failure="compensate")]
+    world = World(nodes, {"c": "FAILED", "b undone": "FAILED"})
+    world.go()
+    assert world.statuses() == {"a": "COMPENSATED", "b": "COMPLETED", "c": "FAILED"}
+    assert world.log[-1][1].uncompensated == ["b"]
+
+
+def test_a_condition_that_does_not_hold_skips_the_node() -> None:
+    nodes = [
+        step("a"),
+        step("b", "a", when=[Condition(node="a", path="/n", op="greater", value=3)]),
+        step("c", "a", when=[Condition(node="a", path="/n", op="less_or_equal", value=3)]),
+    ]
+    world = World(nodes, results={"a": {"n": 3}})
+    world.go()
+    assert world.statuses() == {"a": "COMPLETED", "b": "SKIPPED", "c": "COMPLETED"}
+
+
+def test_a_reference_that_leads_nowhere_fails_the_node() -> None:
+    world = World([step("a"), step("b", "a", kwargs={"x": {"$from": "a", "path": "/nothing"}})], results={"a": {}})
+    world.go()
+    assert world.statuses() == {"a": "COMPLETED", "b": "FAILED"}
+    assert world.run.state.status is WorkflowStatus.FAILED
+
+
+def test_approvals_wait_and_the_word_decides() -> None:
+    for approved, status in ((True, WorkflowStatus.COMPLETED), (False, WorkflowStatus.FAILED)):
+        world = World([step("a"), Node(name="ok", kind="approval", depends_on=["a"]), step("b", "ok")])
+        with pytest.raises(IllegalTransition):
+            world.command(AnswerNode("ok", approved, "ada"))
+        world.go()
+        assert world.run.state.approvals == ["ok"]
+        world.command(AnswerNode("ok", approved, "ada"))
+        with pytest.raises(IllegalTransition):
+            world.command(AnswerNode("ok", not approved, "bob"))
+        world.go()
+        assert world.run.state.status is status
+
+
+def test_an_early_signal_is_kept() -> None:
+    world = World([step("a"), Node(name="s", kind="signal", signal="paid", depends_on=["a"])])
+    world.command(SignalWorkflow("paid", {"amount": 1}, "ada"))
+    world.go()
+    assert world.run.state.status is WorkflowStatus.COMPLETED
+
+
+def test_waits_and_workflows_time_out() -> None:
+    world = World([Node(name="ok", kind="approval", timeout_s=60)])
+    world.settle()
+    assert world.run.next_deadline() == NOON + timedelta(seconds=60)
+    world.now += timedelta(seconds=60)
+    world.settle()
+    assert world.statuses() == {"ok": "TIMED_OUT"}
+    assert world.run.state.status is WorkflowStatus.FAILED
+    world = World([step("a"), step("b", "a")], timeout_s=5)
+    world.settle()
+    world.now += timedelta(seconds=5)
+    world.settle()
+    assert world.run.state.status is WorkflowStatus.TIMED_OUT
+
+
+def test_a_retry_runs_what_did_not_complete_again() -> None:
+    world = World([step("a"), step("b", "a"), step("c", "b")], {"b": "FAILED"})
+    world.go()
+    world.outcomes = {}
+    world.command(RetryWorkflow("ada", world.now))
+    world.started.clear()
+    world.go()
+    assert world.started == ["b", "c"]
+    assert world.made[-2:] == [node_task_id("w", name, 2) for name in ("b", "c")]
+    assert world.run.state.status is WorkflowStatus.COMPLETED
+    assert world.run.state.counts == {"COMPLETED": 3}
+
+
+def test_a_cancelled_workflow_starts_nothing_and_is_cancelled_once_all_has_stopped() -> None:
+    world = World([step("a"), step("b", "a")])
+    world.settle()
+    world.command(CancelWorkflow("ada", "enough"))
+    assert world.run.state.status is WorkflowStatus.STOPPING
+    assert plan(world.run, {}, NOON).event is None
+    world.end(*world.running, "CANCELLED")
+    world.settle()
+    assert world.run.state.status is WorkflowStatus.CANCELLED
+    assert not world.command(CancelWorkflow("ada", "again"))
+
+
+def test_a_node_lasts_until_all_that_it_spawned_has_ended() -> None:
+    world = World([step("a"), step("b", "a")])
+    world.settle()
+    (a,) = world.running
+    world.note("child", "PENDING", a)
+    world.note("grandchild", "PENDING", "child")
+    world.end(a)
+    world.note("child", "COMPLETED", a)
+    world.settle()
+    assert world.statuses() == {"a": "RUNNING", "b": "BLOCKED"}
+    world.note("grandchild", "COMPLETED", "child")
+    world.settle()
+    assert world.statuses() == {"a": "COMPLETED", "b": "RUNNING"}
+
+
+def test_a_child_that_fails_fails_the_node() -> None:
+    world = World([step("a")])
+    world.settle()
+    (a,) = world.running
+    world.note("child", "PENDING", a)
+    world.note("child", "FAILED", a)
+    world.end(a)
+    world.settle()
+    assert world.run.state.status is WorkflowStatus.FAILED
+
+
+def test_an_outdated_view_advances_nothing() -> None:
+    world = World([step("a")])
+    event = plan(world.run, {}, NOON).event
+    assert event is not None
+    world.command(SignalWorkflow("x", None, "ada"))
+    with pytest.raises(IllegalTransition):
+        world.command(AdvanceWorkflow(1, event))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "said"),
+    [
+        ([step("a", "c"), step("b", "a"), step("c", "b")], "a -> b -> c -> a"),
+        ([step("a", "a")], "a -> a"),
+        ([step("a"), step("a")], "another node"),
+        ([step("a", "x")], "not the name"),
+        ([step("a"), step("b", kwargs={"x": {"$from": "a"}})], "does not depend on"),
+        ([step("a"), step("b", "a", kwargs={"x": {"$from": "a", "typo": 1}})], "must be a reference"),
+        ([step("a"), step("b", when=[Condition(node="a")])], "does not depend on"),
+        ([step(f"n{number}") for number in range(1001)], "1 to 1000"),
+    ],
+)
+def test_what_is_no_workflow_is_refused_by_name(nodes: list[Node], said: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        check_graph(nodes)
+    # Where a cycle is entered is the search's business.
+    found = caught.value.detail
+    turns = [said, said.replace("a -> b -> c -> a", "b -> c -> a -> b"), said.replace("a -> b -> c -> a", "c -> a -> b -> c")]
+    assert any(turn in found for turn in turns), found
+
+
+@st.composite
+def graphs(draw: st.DrawFn) -> list[Node]:
+    """Random graphs: each node depends on some of those before it."""
+    nodes: list[Node] = []
+    for number in range(draw(st.integers(1, 12))):
+        names = [node.name for node in nodes]
+        before = draw(st.lists(st.sampled_from(names), unique=True, max_size=4)) if names else []
+        nodes.append(
+            step(
+                f"n{number}",
+                *before,
+                run_if=draw(st.sampled_from(["all_succeeded", "any_succeeded", "always"])),
+                on_failure=draw(st.sampled_from(["fail", "continue", "continue", "compensate"])),
+                compensate=draw(st.sampled_from([None, TASK])),
+            )
+        )
+    return nodes
+
+
+@settings(max_examples=300, deadline=None)
+@given(graphs(), st.data(), st.randoms(use_true_random=False))
+def test_random_graphs_end_and_start_nothing_early(nodes: list[Node], data: st.DataObject, order: random.Random) -> None:
+    ends = st.sampled_from(["COMPLETED", "COMPLETED", "COMPLETED", "FAILED", "TIMED_OUT", "CANCELLED"])
+    world = World(nodes, {node.name: data.draw(ends) for node in nodes})
+    world.go(order)
+    state = world.run.state
+    assert state.ended
+    ended = {name for name, status in world.statuses().items() if NodeStatus(status) in SETTLED}
+    assert ended == {node.name for node in nodes} or state.status is not WorkflowStatus.COMPLETED
+    assert len(world.made) == len(set(world.made))
+    assert len(world.started) == len(set(world.started))
+    told: set[str] = set()
+    depends_on = {node.name: set(node.depends_on) for node in nodes}
+    for kind, event in world.log:
+        if kind == "workflow" and isinstance(event, WorkflowAdvanced):
+            told |= {each.node for each in (*event.finished, *event.skipped)}
+            assert all(depends_on[name] <= told for name in event.released)
+    counted = {s: list(world.statuses().values()).count(s) for s in world.statuses().values() if s != "BLOCKED"}
+    assert state.counts == counted
+
+
+@settings(max_examples=200, deadline=None)
+@given(graphs(), st.data(), st.randoms(use_true_random=False))
+def test_the_fold_of_the_log_is_the_same_whoever_folds_it(nodes: list[Node], data: st.DataObject, order: random.Random) -> None:
+    """A coordinator that starts anew, and one that knows the nodes only late, see what the first one saw."""
+    ends = st.sampled_from(["COMPLETED", "COMPLETED", "FAILED"])
+    world = World(nodes, {node.name: data.draw(ends) for node in nodes})
+    world.go(order)
+    cut = data.draw(st.integers(1, len(world.log)))
+    early, late = world.new_run(), Run("w")
+    number = 0
+    for position, (kind, news) in enumerate(world.log):
+        for run in (early, late):
+            if kind == "workflow":
+                run.apply(f"e{position}", NOON, news)
+            else:
+                run.note_task(*news)
+        if position + 1 == cut:
+            late.know(Definition(nodes=list(nodes)))
+        number += 1
+    assert number == len(world.log)
+    for run in (early, late):
+        assert run.nodes == world.run.nodes
+        assert run.state.counts == world.run.state.counts
+        assert sorted(run.ready) == sorted(world.run.ready)
+        assert run.completed_order == world.run.completed_order
