@@ -17,13 +17,13 @@ from nats.js.errors import APIError
 
 from eventq.events.commands import CancelTask, CleanTask, Command, PauseTask, ResumeTask
 from eventq.events.envelope import Trace
-from eventq.events.errors import Conflict, EventqError, InvalidInput, LogUnavailable, VersionConflict
+from eventq.events.errors import EventqError, InvalidInput, LogUnavailable, VersionConflict
 from eventq.events.handle import handle, read_task
 from eventq.events.subjects import EVENTS
 from eventq.events.task import ACCEPTS, Status, Task
 from eventq.projections.queries import TaskFilter
 from eventq.services.api import SOURCE, Api
-from eventq.services.bulk_models import SAMPLE_MAX, Action, BulkAnswer, BulkRequest, DoneAnswer, TaskSelector
+from eventq.services.bulk_models import SAMPLE_MAX, Action, BulkAnswer, BulkRequest, DoneAnswer, SelectionChanged, TaskSelector
 from eventq.services.idempotency import keyed_id
 from eventq.services.submission import RETRYABLE, repeat
 from eventq.services.task_control import resume
@@ -41,12 +41,6 @@ ADMITS: dict[Action, frozenset[Status]] = {
 """Statuses of the tasks that an action selects."""
 
 T = TypeVar("T")
-
-
-class SelectionChanged(Conflict):
-    """What the filter selects is not what the preview said. Nothing was done; the fields are those of a new preview."""
-
-    code = "SELECTION_CHANGED"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +83,7 @@ def filter_of(selector: TaskSelector) -> TaskFilter:
 
 
 async def carry_out(api: Api, body: BulkRequest, requested_by: str, trace: Trace) -> BulkAnswer:
-    """The preview, or the outcome where ``body.expected`` says what it was to be. Raises :class:`SelectionChanged`."""
+    """The preview, or the outcome where ``body.expected`` says what it was to be. Raises ``SelectionChanged``."""
     wanted = filter_of(body.filter)
     if body.action == "delete":
         wanted = replace(wanted, cleaned=False)

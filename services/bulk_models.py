@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from eventq.events.data import ErrorInfo
+from eventq.events.errors import Conflict
 from eventq.events.limits import REASON_MAX_CHARS
 from eventq.events.task import Status
 from eventq.services.answers import Answer
@@ -32,6 +33,12 @@ SAMPLE_MAX = 20
 """Ids that a preview shows."""
 
 REDRIVE_MAX = 10_000
+
+
+class SelectionChanged(Conflict):
+    """What the filter selects is not what the preview said. Nothing was done; ``fields["preview"]`` is a new preview."""
+
+    code = "SELECTION_CHANGED"
 
 
 class TaskSelector(Closed):

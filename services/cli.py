@@ -13,6 +13,7 @@ import typer
 
 from eventq.events.errors import EventqError
 from eventq.services import (
+    cli_control,
     cli_events,
     cli_processes,
     cli_projection,
@@ -54,7 +55,13 @@ app.command("api", rich_help_panel=RUN)(cli_processes.serve_api)
 app.command("worker", rich_help_panel=RUN)(cli_processes.run_worker)
 app.command("scheduler", rich_help_panel=RUN)(cli_processes.run_scheduler)
 app.command("submit", rich_help_panel=USE)(cli_submit.submit)
+app.command("submit-batch", rich_help_panel=USE)(cli_control.submit_batch)
+cli_tasks.app.command("pause")(cli_control.pause_task)
+cli_tasks.app.command("resume")(cli_control.resume_task)
+cli_tasks.app.command("update")(cli_control.update_task)
+cli_tasks.app.command("bulk")(cli_control.bulk)
 app.add_typer(cli_tasks.app, rich_help_panel=USE)
+app.add_typer(cli_control.dead_letters, rich_help_panel=USE)
 app.add_typer(cli_schedules.app, rich_help_panel=USE)
 app.add_typer(cli_queues.app, rich_help_panel=OPERATE)
 app.add_typer(cli_workers.app, rich_help_panel=OPERATE)

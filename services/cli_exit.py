@@ -42,6 +42,7 @@ _USAGE_CODES = frozenset(
         "UNSUPPORTED_MEDIA_TYPE",
         "MISDIRECTED_HOST",
         "CROSS_SITE",
+        "IDEMPOTENCY_KEY_REUSED",
     }
 )
 

@@ -50,6 +50,14 @@ def parse_pair(text: str) -> tuple[str, Any]:
         return name, value
 
 
+def parse_text_pair(text: str) -> tuple[str, str]:
+    """``name=text``."""
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise InvalidInput("--meta", "should be name=text", found=text[:80])
+    return name, value
+
+
 def parse_object(text: str | None, option: str) -> dict[str, Any]:
     """A JSON object; nothing is an empty one."""
     value: Any = {} if text is None else _parse_json(text, option)

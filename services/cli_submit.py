@@ -23,6 +23,7 @@ from eventq.services.cli_options import (
     parse_duration,
     parse_object,
     parse_pair,
+    parse_text_pair,
     parse_time,
 )
 from eventq.services.output import Output
@@ -65,6 +66,30 @@ def submit(
     delay: Annotated[
         float | None, typer.Option(metavar="TIME", parser=parse_duration, help="Not before so long from now: 30s, 5m, 1h.")
     ] = None,
+    queue_timeout: Annotated[
+        float | None, typer.Option(metavar="TIME", parser=parse_duration, help="To be started within, else it times out.")
+    ] = None,
+    heartbeat_timeout: Annotated[
+        float | None, typer.Option(metavar="TIME", parser=parse_duration, help="The longest that an attempt may say nothing.")
+    ] = None,
+    result_ttl: Annotated[
+        float | None, typer.Option(metavar="TIME", parser=parse_duration, help="For how long the result is kept.")
+    ] = None,
+    retry: Annotated[
+        str | None, typer.Option(metavar="JSON", help="When to try again, as a JSON object such as '{\"initial_s\": 5}'.")
+    ] = None,
+    key: Annotated[str | None, typer.Option(help="Whose it is: limits for each key and fair sharing go by it.")] = None,
+    tags: Annotated[list[str] | None, typer.Option("--tag", help="To find it by; repeat it.")] = None,
+    metadata: Annotated[
+        list[str] | None, typer.Option("--meta", metavar="NAME=TEXT", help="To be kept with it; repeat it.")
+    ] = None,
+    unique: Annotated[
+        bool, typer.Option("--unique", help="Where a task with these arguments is unfinished, answer that one.")
+    ] = False,
+    unique_key: Annotated[str | None, typer.Option(help="As --unique, by this key instead of the arguments.")] = None,
+    idempotency_key: Annotated[
+        str | None, typer.Option("--idempotency-key", help="Sent again under the same key, it is accepted once.")
+    ] = None,
     wait: WaitOption = False,
     wait_timeout: WaitTimeoutOption = None,
     as_json: JsonOption = False,
@@ -85,6 +110,16 @@ def submit(
         "max_retries": max_retries,
         "timeout_seconds": timeout,
         "scheduled_at": at if delay is None else datetime.now(UTC) + timedelta(seconds=delay),
+        "queue_timeout_seconds": queue_timeout,
+        "heartbeat_timeout_seconds": heartbeat_timeout,
+        "result_ttl_seconds": result_ttl,
+        "retry": parse_object(retry, "--retry") or None,
+        "key": key,
+        "tags": tags or None,
+        "metadata": dict(map(parse_text_pair, metadata or [])) or None,
+        "unique": unique or None,
+        "unique_key": unique_key,
+        "idempotency_key": idempotency_key,
     }
     given = _arguments(kwargs, pairs or [])
     if file is not None and not file.is_file():

@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
 from io import BytesIO
@@ -45,6 +45,8 @@ from eventq.services.answers import (
 if TYPE_CHECKING:
     from aiohttp import ClientResponse, ClientSession
 
+    from eventq.services.bulk_models import Action, BulkAnswer
+    from eventq.services.client_dead_letters import DeadLettersClient
     from eventq.services.client_queues import QueuesClient
     from eventq.services.client_schedules import SchedulesClient
     from eventq.services.client_workers import WorkersClient
@@ -114,6 +116,13 @@ class Client:
 
         return WorkersClient(self)
 
+    @cached_property
+    def dead_letters(self) -> DeadLettersClient:
+        """Dead letters."""
+        from eventq.services.client_dead_letters import DeadLettersClient
+
+        return DeadLettersClient(self)
+
     async def submit(
         self,
         task_name: str,
@@ -125,10 +134,15 @@ class Client:
         max_retries: int | None = None,
         timeout_seconds: float | None = None,
         scheduled_at: datetime | None = None,
+        idempotency_key: str | None = None,
+        wait_s: int | None = None,
+        **more: Any,
     ) -> SubmitAnswer:
-        """Submit a task; what is left out is as the task declares it.
+        """Submit a task; what is left out is as the task declares it. ``more``: the other fields of the request, such as
+        ``key``, ``tags``, ``unique`` or ``queue_timeout_seconds``. ``wait_s``: let the answer wait so long for the outcome.
 
-        When this raises ``LogUnavailable`` or ``Unavailable``, the task may have been accepted or not.
+        When this raises ``LogUnavailable`` or ``Unavailable``, the task may have been accepted or not: sent again with the
+        same ``idempotency_key`` it is accepted once.
         """
         options: Json = {
             "priority": priority,
@@ -136,10 +150,32 @@ class Client:
             "max_retries": max_retries,
             "timeout_seconds": timeout_seconds,
             "scheduled_at": None if scheduled_at is None else scheduled_at.isoformat(),
+            **more,
         }
         body: Json = {"task_name": task_name, "task_args": list(args), "task_kwargs": dict(kwargs or {})}
         body |= {name: value for name, value in options.items() if value is not None}
-        return self._seen(await self.ask(SubmitAnswer, "POST", "/tasks", json=body))
+        headers, timeout_s = _once(idempotency_key, wait_s), self._timeout_s + (wait_s or 0)
+        return self._seen(await self.ask(SubmitAnswer, "POST", "/tasks", json=body, headers=headers, timeout_s=timeout_s))
+
+    async def submit_batch(
+        self, tasks: Iterable[Json] | AsyncIterable[Json], *, idempotency_key: str | None = None
+    ) -> AsyncIterator[Json]:
+        """Submit up to 10,000 tasks, each with the fields of a request; yields what became of each, in order, as they are
+        stored: ``{"index", "task_id", ...}`` or ``{"index", "error"}``; last ``{"accepted", "refused"}``."""
+        import orjson
+        from aiohttp import ClientError
+
+        headers = {"Content-Type": "application/x-ndjson", "Accept": "application/x-ndjson", **_once(idempotency_key, None)}
+        try:
+            async with self._opened().post(
+                f"{self._root}/tasks/batch", data=_lines(tasks), headers=headers, timeout=_timeout(None)
+            ) as response:
+                if response.status != 200:
+                    raise await _error(response)
+                async for line in response.content:
+                    yield orjson.loads(line)
+        except (ClientError, TimeoutError) as error:
+            raise _unreachable(self._root, error) from error
 
     async def get(self, task_id: str, *, min_version: int | None = None, as_of: int | datetime | None = None) -> TaskAnswer:
         """The task, at least as new as what this client has seen of it. ``as_of``: as it was at a position or time."""
@@ -172,6 +208,12 @@ class Client:
         priority: int | None = None,
         queue_name: str | None = None,
         task_name: str | None = None,
+        key: str | None = None,
+        tags: Sequence[str] = (),
+        metadata: Mapping[str, str] | None = None,
+        workflow_id: str | None = None,
+        schedule_id: str | None = None,
+        parent_task_id: str | None = None,
         limit: int = 50,
         offset: int = 0,
         sort_by: str = "created_at",
@@ -183,6 +225,10 @@ class Client:
             "priority": priority,
             "queue_name": queue_name,
             "task_name": task_name,
+            "key": key,
+            "workflow_id": workflow_id,
+            "schedule_id": schedule_id,
+            "parent_task_id": parent_task_id,
             "limit": limit,
             "offset": offset,
             "sort_by": sort_by,
@@ -191,6 +237,8 @@ class Client:
         }
         params = [(name, str(value)) for name, value in options.items() if value is not None]
         params += [("status", name) for name in ([status] if isinstance(status, str) else status)]
+        params += [("tag", tag) for tag in tags]
+        params += [("metadata", f"{name}={value}") for name, value in (metadata or {}).items()]
         return await self.ask(TaskListAnswer, "GET", "/tasks", params=params)
 
     async def explain(self, task_id: str) -> ExplainAnswer:
@@ -203,13 +251,44 @@ class Client:
         """Cancel it. ``status`` is still ``RUNNING`` in the answer where its worker has not stopped it yet."""
         return self._seen(await self.ask(ControlAnswer, "POST", f"{_task(task_id)}/cancel", json={"reason": reason}))
 
-    async def retry(self, task_id: str) -> AgainAnswer:
-        """Run a failed, cancelled or timed-out task again, as a new task that refers to it."""
-        return self._seen(await self.ask(AgainAnswer, "POST", f"{_task(task_id)}/retry"))
+    async def pause(self, task_id: str, *, reason: str | None = None) -> ControlAnswer:
+        """Pause it. ``status`` is still ``RUNNING`` in the answer where its worker has not paused it yet."""
+        return self._seen(await self.ask(ControlAnswer, "POST", f"{_task(task_id)}/pause", json={"reason": reason}))
 
-    async def replay(self, task_id: str) -> AgainAnswer:
-        """Run any finished task again, as a new task that refers to it."""
-        return self._seen(await self.ask(AgainAnswer, "POST", f"{_task(task_id)}/replay"))
+    async def resume(self, task_id: str) -> ControlAnswer:
+        """Let a paused task go on."""
+        return self._seen(await self.ask(ControlAnswer, "POST", f"{_task(task_id)}/resume"))
+
+    async def update(self, task_id: str, changes: Json, *, version: int | None = None) -> ControlAnswer:
+        """Change these fields of a task that has not been started. ``version``: only if that is the present one."""
+        headers = {} if version is None else {"If-Match": f'"{version}"'}
+        return self._seen(await self.ask(ControlAnswer, "PATCH", _task(task_id), json=changes, headers=headers))
+
+    async def bulk(
+        self, action: Action, wanted: Json, *, reason: str | None = None, expected: BulkAnswer | None = None
+    ) -> BulkAnswer:
+        """Preview ``action`` on all tasks that ``wanted`` selects; with a preview as ``expected`` carry it out, unless the
+        selection has changed since (``SelectionChanged``)."""
+        from eventq.services.bulk_models import BulkAnswer
+
+        body: Json = {"action": action, "filter": wanted, "reason": reason}
+        if expected is not None:
+            body["expected"] = expected.model_dump(include={"position", "count", "digest"})
+        timeout_s = self._timeout_s if expected is None else None
+        return await self.ask(BulkAnswer, "POST", "/tasks/bulk", json=body, timeout_s=timeout_s)
+
+    async def retry(self, task_id: str, *, idempotency_key: str | None = None, wait_s: int | None = None) -> AgainAnswer:
+        """Run a failed, cancelled or timed-out task again, as a new task that refers to it. As for :meth:`submit`."""
+        return await self._again(task_id, "retry", idempotency_key, wait_s)
+
+    async def replay(self, task_id: str, *, idempotency_key: str | None = None, wait_s: int | None = None) -> AgainAnswer:
+        """Run any finished task again, as a new task that refers to it. As for :meth:`submit`."""
+        return await self._again(task_id, "replay", idempotency_key, wait_s)
+
+    async def _again(self, task_id: str, how: str, idempotency_key: str | None, wait_s: int | None) -> AgainAnswer:
+        headers, timeout_s = _once(idempotency_key, wait_s), self._timeout_s + (wait_s or 0)
+        path = f"{_task(task_id)}/{how}"
+        return self._seen(await self.ask(AgainAnswer, "POST", path, headers=headers, timeout_s=timeout_s))
 
     async def timeline(self, task_id: str) -> TimelineAnswer:
         """The task's whole story: events, progress, log lines."""
@@ -309,6 +388,29 @@ class Client:
         return answer
 
 
+def _once(idempotency_key: str | None, wait_s: int | None) -> dict[str, str]:
+    """The headers that make a request count once, and its answer wait."""
+    headers = {} if idempotency_key is None else {"Idempotency-Key": f'"{idempotency_key}"'}
+    return headers if wait_s is None else {**headers, "Prefer": f"wait={wait_s}"}
+
+
+async def _lines(tasks: Iterable[Json] | AsyncIterable[Json]) -> AsyncIterator[bytes]:
+    """Each task as a line of JSON, many to a piece."""
+    import orjson
+
+    part = bytearray()
+    if isinstance(tasks, AsyncIterable):
+        async for task in tasks:
+            yield orjson.dumps(task) + b"\n"
+        return
+    for task in tasks:
+        part += orjson.dumps(task) + b"\n"
+        if len(part) >= CHUNK_BYTES:
+            yield bytes(part)
+            part.clear()
+    yield bytes(part)
+
+
 def _task(task_id: str) -> str:
     return f"/tasks/{quote(task_id, safe='')}"
 
@@ -339,9 +441,9 @@ async def _error(response: ClientResponse) -> EventqError:
 
 
 def _by_code() -> dict[str, type[EventqError]]:
-    from eventq.services import http_errors  # so that the refusals of HTTP itself are known too
+    from eventq.services import bulk_models, http_errors, idempotency  # so that their refusals are known too
 
-    assert http_errors
+    assert all((bulk_models, http_errors, idempotency))
     found: dict[str, type[EventqError]] = {}
     todo = [EventqError]
     while todo:

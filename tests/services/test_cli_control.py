@@ -1,0 +1,76 @@
+"""`eventq task pause|resume|update|bulk`, `eventq dead-letters` and the options of `eventq submit` against a real API."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from eventq.services.cli_exit import ExitCode
+from tests.services.backend import Backend
+from tests.services.command import Done, eventq
+
+Run = Callable[..., Awaitable[Done]]
+
+
+@pytest.fixture
+def run(backend: Backend) -> Run:
+    """The command, told where the API is."""
+    url = str(backend.client.make_url("/")).rstrip("/")
+
+    async def run(*arguments: str) -> Done:
+        return await asyncio.to_thread(eventq, *arguments, "--api", url)
+
+    return run
+
+
+async def test_every_option_of_a_submission_arrives(backend: Backend, run: Run) -> None:
+    options = ["--queue-timeout", "1m", "--heartbeat-timeout", "5", "--result-ttl", "1d", "--key", "ada", "--tag", "x"]
+    options += ["--meta", "ticket=4711", "--retry", '{"initial_s": 5}', "--idempotency-key", "k1"]
+    first = await run("submit", "resize", "-k", "width=3", *options, "--json")
+    assert first.code == ExitCode.DONE, first.stderr
+    second = await run("submit", "resize", "-k", "width=3", *options, "--json")
+    assert second.json == first.json
+    _, read = await backend.get(f"/tasks/{first.json['task_id']}")
+    assert (read["queue_timeout_seconds"], read["heartbeat_timeout_seconds"], read["result_ttl_seconds"]) == (60, 5, 86400)
+    assert (read["key"], read["tags"], read["metadata"]) == ("ada", ["x"], {"ticket": "4711"})
+    other = await run("submit", "resize", "-k", "width=4", *options)
+    assert other.code == ExitCode.USAGE
+    assert "IDEMPOTENCY_KEY_REUSED" in other.stderr
+
+
+async def test_a_unique_task_is_answered_instead_of_a_second(run: Run) -> None:
+    ids = {(await run("submit", "resize", "-k", "width=3", "--unique")).stdout for _ in range(2)}
+    assert len(ids) == 1
+
+
+async def test_a_task_is_paused_updated_and_resumed(backend: Backend, run: Run) -> None:
+    task_id = (await backend.submit())["task_id"]
+    assert "PAUSED" in (await run("task", "pause", task_id, "--reason", "wait")).stdout
+    done = await run("task", "update", task_id, "--priority", "9", "--tag", "x", "--if-version", "2", "--json")
+    assert (done.code, done.json["version"]) == (ExitCode.DONE, 3), done.stderr
+    assert (await run("task", "update", task_id, "--priority", "8", "--if-version", "2")).code == ExitCode.CONFLICT
+    assert (await run("task", "update", task_id)).code == ExitCode.USAGE
+    assert "PENDING" in (await run("task", "resume", task_id)).stdout
+
+
+async def test_bulk_says_what_it_would_do_and_does_it_when_told(backend: Backend, run: Run) -> None:
+    ids = [(await backend.submit(tags=["x"]))["task_id"] for _ in range(2)]
+    preview = await run("task", "bulk", "cancel", "--tag", "x")
+    assert "would cancel 2 tasks" in preview.stdout
+    assert (await run("task", "bulk", "cancel")).code == ExitCode.USAGE
+    done = await run("task", "bulk", "cancel", "--tag", "x", "--yes", "--json")
+    assert (done.code, done.json["done"]) == (ExitCode.DONE, 2)
+    assert {task["task_id"] for task in done.json["tasks"]} == set(ids)
+
+
+async def test_dead_letters_are_listed_and_redriven(backend: Backend, run: Run) -> None:
+    task_id = (await backend.submit())["task_id"]
+    await backend.fail(task_id)
+    await backend.api.freshness.wait_for_position(await backend.last_position(), 5)
+    assert task_id in (await run("dead-letters", "list")).stdout
+    assert (await run("dead-letters", "redrive")).code == ExitCode.USAGE
+    done = await run("dead-letters", "redrive", task_id, "--json")
+    assert (done.code, done.json["redriven"]) == (ExitCode.DONE, 1)
+    assert (await run("dead-letters", "list", "--json")).json["total"] == 0
