@@ -43,6 +43,9 @@ from eventq.services.worker_models import (
 
 routes = HttpRoutes("workers over HTTP", "/api/v1")
 
+STOPPING = web.AppKey("stopping", asyncio.Event)
+"""Set when the server stops: whoever waits for a lease is answered, so that it need not be waited for."""
+
 READ_AT_ONCE = 50
 """Tasks read at the same time for one heartbeat."""
 
@@ -85,7 +88,8 @@ async def lease_tasks(request: web.Request, path: WorkerPath, body: LeaseRequest
     wanted = body or LeaseRequest()
 
     def gone() -> bool:
-        return request.transport is None or request.transport.is_closing()
+        stopping = request.app[STOPPING].is_set()
+        return stopping or request.transport is None or request.transport.is_closing()
 
     api = api_of(request)
     worker, tasks = await lease(api, path.worker_id, most=wanted.max, wait_s=wanted.wait_seconds, gone=gone)
@@ -172,6 +176,11 @@ async def _stop_drained(api: Api, worker_id: str, worker: Worker) -> Worker:
     handled = await handle_any(api.log, WORKERS, worker_id, StopWorker("drained"), source=SOURCE)
     api.freshness.note_write(version_key(WORKERS.name, worker_id), handled.state.version)
     return handled.state
+
+
+async def stop_waiting(app: web.Application) -> None:
+    """The server stops: see :data:`STOPPING`."""
+    app[STOPPING].set()
 
 
 def _attempt(held: HeldAttempt) -> AttemptAnswer:

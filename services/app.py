@@ -7,6 +7,7 @@ import asyncio
 from aiohttp import web
 
 from eventq.services import (
+    api_batch,
     api_blobs,
     api_bulk,
     api_control,
@@ -31,6 +32,7 @@ from eventq.services.openapi_document import openapi_document
 
 ROUTES = (
     api_tasks.routes,
+    api_batch.routes,
     api_control.routes,
     api_bulk.routes,
     api_dead_letters.routes,
@@ -58,6 +60,8 @@ def create_app(api: Api) -> web.Application:
     app[IN_USE] = set()
     app[DOCUMENT] = document_bytes(openapi_document(declared_routes(), api.version))
     app[api_system.PROJECTION_TURN] = asyncio.Lock()
+    app[api_worker_leases.STOPPING] = asyncio.Event()
+    app.on_shutdown.append(api_worker_leases.stop_waiting)
     app.on_response_prepare.append(finish_headers)
     for routes in ROUTES:
         routes.register(app)

@@ -19,6 +19,7 @@ from eventq.events.task import Status, Task
 from eventq.events.worker import WORKERS, DrainWorker, LoseWorker, PauseWorker, WorkerStatus
 from eventq.services import http_leases, worker_watch
 from eventq.services.api import Api
+from eventq.services.api_worker_leases import stop_waiting
 from eventq.services.follower import Follower
 from eventq.services.worker_watch import WorkerWatch
 from tests.chaos.site import Site
@@ -142,6 +143,18 @@ async def test_one_who_waits_while_it_is_paused_gets_nothing(backend: Backend, r
     assert await leasing == []
     other = await Remote.register(backend)
     assert (await other.lease_one())["task_id"] == task_id
+
+
+async def test_a_server_that_stops_answers_who_waits_and_takes_nothing_more(backend: Backend, remote: Remote) -> None:
+    leasing = asyncio.create_task(remote.lease(1, 30.0))
+    _, seen = await backend.get(f"/workers/{remote.id}/status")
+    assert seen["status"] == "ACTIVE"
+    await stop_waiting(backend.client.app)
+    async with asyncio.timeout(10):
+        assert await leasing == []
+    task_id = await submit(backend)
+    assert await remote.lease(1) == []
+    assert (await task_of(backend, task_id)).status is Status.PENDING
 
 
 async def test_an_error_is_retried_and_the_last_one_is_final(backend: Backend, remote: Remote) -> None:
