@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from datetime import UTC, datetime
@@ -23,6 +23,7 @@ from eventq.events.envelope import Event, Stored, Trace
 from eventq.events.errors import InvalidInput
 from eventq.events.schedule import ScheduleStatus
 from eventq.events.worker_events import TaskDeclaration
+from eventq.events.workflow import WorkflowStatus
 from eventq.projections.fold import fold
 from eventq.projections.queue_queries import LineFacts, QueuePage, line_facts, queue_page
 from eventq.projections.rows import (
@@ -42,6 +43,15 @@ from eventq.projections.rows import (
 from eventq.projections.schedule_queries import SchedulePage, ScheduleRow, get_schedule, list_schedules
 from eventq.projections.store import Snapshot, Store
 from eventq.projections.tables import naive
+from eventq.projections.workflow_queries import (
+    NodeTask,
+    WorkflowPage,
+    WorkflowStory,
+    get_workflow,
+    list_workflows,
+    node_tasks,
+    workflow_events,
+)
 
 __all__ = [
     "AttemptRow",
@@ -207,6 +217,24 @@ class Queries:
     ) -> SchedulePage:
         """One page of the schedules of these statuses, newest first."""
         return await self._read(lambda snapshot: list_schedules(snapshot, statuses, task_name, limit, offset))
+
+    async def get_workflow(self, workflow_id: str) -> WorkflowStory | None:
+        """The workflow with its nodes; ``None`` where the projection has none of that id."""
+        return await self._read(lambda snapshot: get_workflow(snapshot, workflow_id))
+
+    async def node_tasks(self, task_ids: Sequence[str]) -> dict[str, NodeTask]:
+        """Those of these tasks of workflows that there are, by id."""
+        return await self._read(lambda snapshot: node_tasks(snapshot, task_ids))
+
+    async def list_workflows(
+        self, statuses: Sequence[WorkflowStatus], *, name: str | None = None, limit: int = 50, offset: int = 0
+    ) -> WorkflowPage:
+        """One page of the workflows of these statuses (none: of any), newest first."""
+        return await self._read(lambda snapshot: list_workflows(snapshot, statuses, name, limit, offset))
+
+    async def workflow_events(self, workflow_id: str) -> list[EventRow]:
+        """The workflow's own events, oldest first."""
+        return await self._read(lambda snapshot: workflow_events(snapshot, workflow_id))
 
     async def position(self) -> int:
         """The position in EVENTS up to which the tables are the fold of the log."""

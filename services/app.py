@@ -10,6 +10,7 @@ from eventq.services import (
     api_batch,
     api_blobs,
     api_bulk,
+    api_cleanup,
     api_control,
     api_dead_letters,
     api_explain,
@@ -19,6 +20,7 @@ from eventq.services import (
     api_tasks,
     api_worker_leases,
     api_workers,
+    api_workflows,
     docs_pages,
 )
 from eventq.services.api import API, Api
@@ -33,6 +35,7 @@ from eventq.services.openapi_document import openapi_document
 ROUTES = (
     api_tasks.routes,
     api_batch.routes,
+    api_cleanup.routes,
     api_control.routes,
     api_bulk.routes,
     api_dead_letters.routes,
@@ -40,6 +43,7 @@ ROUTES = (
     api_queues.routes,
     api_blobs.routes,
     api_schedules.routes,
+    api_workflows.routes,
     api_workers.routes,
     api_worker_leases.routes,
     api_system.routes,

@@ -103,7 +103,7 @@ def timeline_answer(row: TaskRow, story: Timeline) -> TimelineAnswer:
         started_at=row.started_at,
         completed_at=row.completed_at,
         duration_seconds=duration_s(row),
-        events=[_timeline_event(event) for event in story.events if event.version <= row.version],
+        events=[timeline_event(event) for event in story.events if event.version <= row.version],
         attempts=[_timeline_attempt(attempt) for attempt in story.attempts if attempt.attempt <= row.attempt],
         progress=progress_answer(row.progress),
         logs=[_timeline_log(line) for line in story.logs],
@@ -148,7 +148,8 @@ def _result(row: TaskRow) -> tuple[Any, ...]:
     return (row.output.sha256,) if row.output else (row.result,)
 
 
-def _timeline_event(event: EventRow) -> TimelineEvent:
+def timeline_event(event: EventRow) -> TimelineEvent:
+    """One event of a timeline."""
     return TimelineEvent(
         timestamp=event.time,
         event_type=event.type,
