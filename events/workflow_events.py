@@ -62,6 +62,10 @@ class WorkflowCreated(EventData):
     idempotency: Idempotency | None = None
     requested_by: str | None = None
 
+    def wire(self) -> dict[str, JSON]:
+        """Without what is as usual: a node has thirty fields, most of them empty."""
+        return self.model_dump(exclude_defaults=True)
+
 
 class NodeEnd(EventData):
     """A node that was started has ended. ``waited``: it was an approval or a signal. ``children``: the tasks that its task

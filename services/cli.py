@@ -23,6 +23,7 @@ from eventq.services import (
     cli_system,
     cli_tasks,
     cli_workers,
+    cli_workflows,
 )
 from eventq.services.cli_exit import MEANINGS, ExitCode, exit_code_of
 
@@ -63,6 +64,7 @@ cli_tasks.app.command("bulk")(cli_control.bulk)
 app.add_typer(cli_tasks.app, rich_help_panel=USE)
 app.add_typer(cli_control.dead_letters, rich_help_panel=USE)
 app.add_typer(cli_schedules.app, rich_help_panel=USE)
+app.add_typer(cli_workflows.app, rich_help_panel=USE)
 app.add_typer(cli_queues.app, rich_help_panel=OPERATE)
 app.add_typer(cli_workers.app, rich_help_panel=OPERATE)
 app.add_typer(cli_events.app, rich_help_panel=USE)

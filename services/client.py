@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from eventq.services.client_queues import QueuesClient
     from eventq.services.client_schedules import SchedulesClient
     from eventq.services.client_workers import WorkersClient
+    from eventq.services.client_workflows import WorkflowsClient
     from eventq.services.queue_models import ExplainAnswer
 
 Json = dict[str, Any]
@@ -108,6 +109,13 @@ class Client:
         from eventq.services.client_schedules import SchedulesClient
 
         return SchedulesClient(self)
+
+    @cached_property
+    def workflows(self) -> WorkflowsClient:
+        """Workflows."""
+        from eventq.services.client_workflows import WorkflowsClient
+
+        return WorkflowsClient(self)
 
     @cached_property
     def workers(self) -> WorkersClient:

@@ -65,6 +65,26 @@ from eventq.events.worker_events import (
     WorkerResumed,
     WorkerStopped,
 )
+from eventq.events.workflow import WORKFLOWS
+from eventq.events.workflow_events import (
+    Condition,
+    Definition,
+    Node,
+    NodeApproved,
+    NodeEnd,
+    NodeRejected,
+    NodeSkip,
+    WorkflowAdvanced,
+    WorkflowCancelled,
+    WorkflowCancelRequested,
+    WorkflowCompleted,
+    WorkflowCreated,
+    WorkflowExpired,
+    WorkflowFailed,
+    WorkflowRetried,
+    WorkflowSignalled,
+    WorkflowTimedOut,
+)
 
 START = datetime(2026, 11, 21, 3, 0, 0, 123456, tzinfo=UTC)
 TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
@@ -181,7 +201,7 @@ TASK_LIVES: dict[str, list[EventData]] = {
         Queued(reason="admitted"),
         STARTED,
         Cancelled(requested_by="ada", confirmed_by="worker-1", steps=["asked", "SIGTERM", "SIGKILL"]),
-        Cleaned(requested_by="scheduler", reason="result_ttl", blobs=[BLOB.key]),
+        Cleaned(requested_by="scheduler", reason="result_ttl"),
         Erased(
             requested_by="ada",
             reason="asked by the customer",
@@ -310,6 +330,80 @@ SPEC = ScheduleSpec(
     ends_at=START + timedelta(days=90),
 )
 
+STEP = Submitted(task_name="echo", kwargs={"value": {"$from": "a"}}, pool="cpu", queue="default", priority=5, max_retries=0)
+WORKFLOW = WorkflowCreated(
+    name="order",
+    nodes=5,
+    definition=Definition(
+        nodes=[
+            Node(name="a", task=STEP.model_copy(update={"kwargs": {}}), compensate=STEP),
+            Node(name="ok", kind="approval", depends_on=["a"], timeout_s=60.0),
+            Node(name="paid", kind="signal", signal="paid", depends_on=["a"], on_failure="continue"),
+            Node(
+                name="b",
+                task=STEP,
+                depends_on=["a", "ok"],
+                when=[Condition(node="a", path="/n", op="greater", value=3)],
+                run_if="any_succeeded",
+                on_failure="compensate",
+            ),
+            Node(name="c", task=STEP, depends_on=["a"], run_if="always"),
+        ]
+    ),
+    timeout_s=3600.0,
+    deadline_at=START + timedelta(hours=1),
+    tags=["nightly"],
+    metadata={"team": "data"},
+    idempotency=Idempotency(key_sha256="1" * 64, request_sha256="2" * 64),
+    requested_by="ada",
+)
+BY_REFERENCE = WorkflowCreated(
+    name="large", nodes=1000, stored=BlobRef(key="sha256/ab/ab", sha256="ab" * 32, size_bytes=70_000), requested_by="ada"
+)
+WORKFLOW_LIVES: dict[str, list[EventData]] = {
+    "workflow-failed": [
+        WORKFLOW,
+        WorkflowAdvanced(released=["a"]),
+        WorkflowAdvanced(
+            finished=[NodeEnd(node="a", outcome="COMPLETED", children=["t-child"])],
+            waiting=["ok", "paid"],
+            approvals=["ok"],
+            released=["c"],
+        ),
+        NodeApproved(node="ok", by="bob", comment="fine"),
+        WorkflowSignalled(name="paid", payload={"sum": 3}, requested_by="cleo"),
+        WorkflowAdvanced(
+            finished=[
+                NodeEnd(node="ok", outcome="COMPLETED", waited=True),
+                NodeEnd(node="paid", outcome="COMPLETED", waited=True),
+                NodeEnd(node="c", outcome="FAILED", reason="task t-child, which it spawned, did not complete"),
+            ],
+            skipped=[NodeSkip(node="b", reason="failed", detail="the result of a has nothing at '/n'")],
+            ending="FAILED",
+            because="b",
+            compensate=True,
+        ),
+        WorkflowAdvanced(compensating=["a"]),
+        WorkflowAdvanced(compensated=[NodeEnd(node="a", outcome="COMPLETED")]),
+        WorkflowFailed(node="b", uncompensated=["c"]),
+        WorkflowRetried(run=2, requested_by="ada", deadline_at=START + timedelta(hours=2)),
+        WorkflowExpired(deadline_at=START + timedelta(hours=2)),
+        WorkflowTimedOut(),
+    ],
+    "workflow-cancelled": [
+        WORKFLOW,
+        WorkflowAdvanced(waiting=["ok"], approvals=["ok"]),
+        NodeRejected(node="ok", by="bob", comment="no"),
+        WorkflowCancelRequested(requested_by="ada", reason="enough"),
+        WorkflowCancelled(),
+    ],
+    "workflow-completed": [
+        BY_REFERENCE,
+        WorkflowAdvanced(skipped=[NodeSkip(node="b", reason="condition"), NodeSkip(node="c", reason="dependencies")]),
+        WorkflowCompleted(),
+    ],
+}
+
 SCHEDULE_LIVES: dict[str, list[EventData]] = {
     "schedule": [
         ScheduleCreated(spec=SPEC, next_at=START + timedelta(minutes=1), requested_by="ada"),
@@ -340,5 +434,6 @@ def lives() -> dict[str, list[Event]]:
         **{f"task-{name}": life(TASKS, f"t-{name}", history) for name, history in TASK_LIVES.items()},
         **{name: life(WORKERS, name.replace("worker", "worker-1", 1), history) for name, history in WORKER_LIVES.items()},
         **{name: life(QUEUES, "reports", history) for name, history in QUEUE_LIVES.items()},
+        **{name: life(WORKFLOWS, "wf-1", history) for name, history in WORKFLOW_LIVES.items()},
         **{name: life(SCHEDULES, "nightly", history) for name, history in SCHEDULE_LIVES.items()},
     }
