@@ -33,6 +33,7 @@ from eventq.events.blob_files import Buffer, ChunkReader, Spool, force_to_disk
 from eventq.events.blob_keys import check_key, upload_key
 from eventq.events.data import BlobRef
 from eventq.events.errors import BlobDamaged, BlobNotFound, InvalidInput, PayloadTooLarge, Unavailable
+from eventq.events.ids import check_id
 
 if TYPE_CHECKING:  # importing it takes 40 ms, which `eventq --help` must not pay
     from obstore.store import ObjectStore
@@ -192,6 +193,20 @@ class BlobStore:
         key = _Expected.of(blob).key
         with contextlib.suppress(BlobNotFound), _translated(key):
             obstore.delete(self._store, key)
+
+    def delete_outputs(self, task_id: str) -> None:
+        """All files that attempts of the task made are gone."""
+        import obstore
+
+        prefix = f"tasks/{check_id(task_id, 'task_id')}/"
+        with _translated(prefix):
+            for batch in obstore.list(self._store, prefix=prefix):
+                if paths := [meta["path"] for meta in batch]:
+                    obstore.delete(self._store, paths)
+
+    async def delete_outputs_async(self, task_id: str) -> None:
+        """As :meth:`delete_outputs`."""
+        await asyncio.to_thread(self.delete_outputs, task_id)
 
     async def get_async(self, blob: BlobRef | str, *, max_bytes: int | None = None) -> bytes:
         """As :meth:`get`."""

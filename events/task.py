@@ -217,7 +217,7 @@ def decide(command: Command, task: Task) -> list[EventData]:
                 raise _refused(command, task, "has been started")
             return [Updated(submission=command.submission, changed=list(command.changed), requested_by=command.requested_by)]
         case CleanTask():
-            done = Cleaned(requested_by=command.requested_by, reason=command.reason, blobs=list(command.blobs))
+            done = Cleaned(requested_by=command.requested_by, reason=command.reason)
             return [] if task.cleaned or task.erased else [done]
         case EraseTask():
             events, blobs = list(command.events), list(command.blobs)
@@ -497,7 +497,15 @@ def evolve(task: Task, event_id: str, at: datetime, data: EventData) -> Task:
         case Cleaned():
             return task._replace(version=version, event_id=event_id, cleaned=True)
         case Erased():
-            return task._replace(version=version, event_id=event_id, erased=True)
+            by_hand = task.status is Status.CANCELLED  # else it is a code
+            return task._replace(
+                version=version,
+                event_id=event_id,
+                cancel_reason=None,
+                pause_reason=None,
+                reason=None if by_hand else task.reason,
+                erased=True,
+            )
         case Completed() | Failed() | TimedOut() | Cancelled():
             return _finished(task, data)._replace(version=version, event_id=event_id, due_at=None, start_by=None)
         case _:

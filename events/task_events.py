@@ -181,12 +181,10 @@ class Resumed(EventData):
 
 
 class Cleaned(EventData):
-    """The result, files and progress of a finished task were given up: on request, or because ``result_ttl_s`` is over.
-    ``blobs``: keys that were deleted with it."""
+    """The result, files and progress of a finished task were given up: on request, or because ``result_ttl_s`` is over."""
 
     requested_by: str
     reason: Literal["requested", "result_ttl"]
-    blobs: list[str] = []
 
 
 class ErasedEvent(EventData):
@@ -199,7 +197,7 @@ class ErasedEvent(EventData):
 
 class Erased(EventData):
     """All that a finished task carried was destroyed: in the log, in the blob store, in every projection. ``events``: what
-    is left of each destroyed event, so that history stays whole. ``blobs``: keys that were deleted with it."""
+    is left of each destroyed event, so that history stays whole. ``blobs``: keys of its arguments that were deleted with it."""
 
     requested_by: str
     reason: str | None = None

@@ -26,9 +26,6 @@ DUE = "due"
 START_BY = "start_by"
 """A ready task that nobody started times out."""
 
-RESULT_TTL = "result_ttl"
-"""The result of a finished task is given up."""
-
 
 START_BY_SLACK_S = 0.05
 """The wait begins with the time of the event, which is written an instant after the timer is set."""

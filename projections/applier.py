@@ -77,11 +77,13 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """What is committed: positions in both streams, and the versions of the tasks that the batch touched."""
+    """What is committed: positions in both streams, and the versions of the tasks that the batch touched. ``erased``: whether
+    something of them was destroyed."""
 
     position: int
     progress_position: int
     versions: dict[str, int]
+    erased: bool = False
 
 
 class Applier:
@@ -130,10 +132,10 @@ class Applier:
         failpoint("project.after_commit")
         self.checkpoints = after
         self._remember(folded)
-        return self._applied(folded.versions())
+        return self._applied(folded.versions(), erased=bool(folded.erased))
 
-    def _applied(self, versions: dict[str, int]) -> Applied:
-        return Applied(self.checkpoints[EVENTS].position, self.checkpoints[PROGRESS].position, versions)
+    def _applied(self, versions: dict[str, int], *, erased: bool = False) -> Applied:
+        return Applied(self.checkpoints[EVENTS].position, self.checkpoints[PROGRESS].position, versions, erased)
 
     def _fold(self, transaction: Transaction, batch: list[Stored]) -> Folded:
         tasks, states = set[str](), set[StateKey]()

@@ -73,7 +73,7 @@ TASK_OUTCOME = ("result", "output", "error", "completed_at", "duration_s")
 TASK_COLUMNS = TASK_FIXED + TASK_SPEC + TASK_MOVING + TASK_OUTCOME
 
 TASK_CLEANED = ("task_id", "result", "output")
-TASK_ERASED = ("task_id", "args", "kwargs", "input", "metadata", "result", "output", "error")
+TASK_ERASED = ("task_id", "args", "kwargs", "input", "tags", "metadata", "result", "output", "error")
 """Columns that a task loses when its result is given up, and when all that it carried is destroyed."""
 
 ATTEMPT_BEGIN = ("task_id", "attempt", "worker_id", "hostname", "device", "started_at", "position")
@@ -279,7 +279,7 @@ def _give_up(folded: Folded, task_id: str, task: Task, data: Cleaned | Erased) -
     if isinstance(data, Cleaned):
         folded.cleaned[task_id] = (task_id, None, None)
         return
-    folded.erased[task_id] = (task_id, "[]", "{}", None, "{}", None, None, None)
+    folded.erased[task_id] = (task_id, "[]", "{}", None, "[]", "{}", None, None, None)
     folded.erased_events += ((left.position, erased_data(left.event)) for left in data.events)
     folded.erased_errors += ((task_id, attempt, None) for attempt in range(1, task.attempt + 1))
 

@@ -13,8 +13,9 @@ from nats.js.errors import APIError, NotFoundError
 from eventq.events.broker import Broker, StreamFacts
 from eventq.events.envelope import decode
 from eventq.events.errors import LogDamaged, LogUnavailable
-from eventq.events.subjects import EVENTS, PROGRESS
+from eventq.events.subjects import EVENTS, PROGRESS, PROGRESS_SUBJECTS
 from eventq.projections.applier import Checkpoint
+from eventq.projections.tombstones import Tombstones
 
 
 async def first_checkpoint(broker: Broker, stream: str) -> Checkpoint:
@@ -23,8 +24,8 @@ async def first_checkpoint(broker: Broker, stream: str) -> Checkpoint:
     return Checkpoint(0, None, facts.created)
 
 
-async def check_events(broker: Broker, checkpoint: Checkpoint) -> None:
-    """Raise :class:`LogDamaged` unless EVENTS continues what ``checkpoint`` was taken of.
+async def check_events(broker: Broker, checkpoint: Checkpoint, tombstones: Tombstones) -> None:
+    """Raise :class:`LogDamaged` unless EVENTS continues what ``checkpoint`` was taken of. What was erased counts as there.
 
     Raises ``LogUnavailable`` where the broker does not answer: nothing is known then.
     """
@@ -42,14 +43,18 @@ async def check_events(broker: Broker, checkpoint: Checkpoint) -> None:
             position=position,
             found=facts.last,
         )
-    if facts.messages and facts.first > position + 1:
+    if facts.messages and facts.first > position + 1 and not await _all_erased(tombstones, position + 1, facts.first):
         raise LogDamaged(
             f"the log begins at position {facts.first}, the projection goes on from {position + 1}: events between are gone",
             position=position + 1,
             found=facts.first,
         )
     if position > 0:
-        await _check_event_at(broker, checkpoint)
+        await _check_event_at(broker, checkpoint, tombstones)
+
+
+async def _all_erased(tombstones: Tombstones, first: int, end: int) -> bool:
+    return len(await tombstones.at(range(first, end))) == end - first
 
 
 async def check_progress(broker: Broker, checkpoint: Checkpoint) -> Checkpoint:
@@ -73,16 +78,10 @@ async def _facts(broker: Broker, stream: str) -> StreamFacts:
     return facts
 
 
-async def _check_event_at(broker: Broker, checkpoint: Checkpoint) -> None:
+async def _check_event_at(broker: Broker, checkpoint: Checkpoint, tombstones: Tombstones) -> None:
     position = checkpoint.position
-    try:
-        message = await broker.js.get_msg(EVENTS, seq=position)
-    except NotFoundError:
-        raise LogDamaged(f"the event at position {position}, once applied, is gone", position=position) from None
-    except (nats.errors.Error, APIError, TimeoutError) as error:
-        raise LogUnavailable(f"the broker does not answer what stands at position {position}: {error!r}") from error
-    assert message.subject is not None
-    found = decode(message.data or b"", message.subject).id
+    subject, payload = await _message_at(broker, position, tombstones)
+    found = decode(payload, subject).id
     if found != checkpoint.event_id:
         raise LogDamaged(
             f"position {position} holds event {found}, the projection applied event {checkpoint.event_id} there: "
@@ -90,3 +89,28 @@ async def _check_event_at(broker: Broker, checkpoint: Checkpoint) -> None:
             position=position,
             event_id=found,
         )
+
+
+async def _message_at(broker: Broker, position: int, tombstones: Tombstones) -> tuple[str, bytes]:
+    """Subject and payload of what stands at a position, or of what is left of it."""
+    try:
+        message = await broker.js.get_msg(EVENTS, seq=position)
+    except NotFoundError:
+        if (left := (await tombstones.at([position])).get(position)) is not None:
+            return left.subject, left.payload
+        raise LogDamaged(f"the event at position {position}, once applied, is gone", position=position) from None
+    except (nats.errors.Error, APIError, TimeoutError) as error:
+        raise LogUnavailable(f"the broker does not answer what stands at position {position}: {error!r}") from error
+    assert message.subject is not None
+    return message.subject, message.data or b""
+
+
+async def last_progress(broker: Broker) -> int:
+    """The position of the newest message of PROGRESS that was not deleted; 0 where there is none."""
+    try:
+        newest = await broker.js.get_last_msg(PROGRESS, PROGRESS_SUBJECTS[0])
+    except NotFoundError:
+        return 0
+    except (nats.errors.Error, APIError, TimeoutError) as error:
+        raise LogUnavailable(f"the broker does not say what it has of {PROGRESS}: {error!r}") from error
+    return newest.seq or 0

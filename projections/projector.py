@@ -29,6 +29,7 @@ from eventq.projections.inflow import Inflow
 from eventq.projections.log_check import check_events, check_progress, first_checkpoint
 from eventq.projections.queries import version_of
 from eventq.projections.store import ProjectionDamaged, Rebuild, Store
+from eventq.projections.tombstones import Tombstones
 
 log = structlog.get_logger("eventq.projector")
 
@@ -46,10 +47,13 @@ class Projector:
         self.freshness.lookup = self._version_of
         self.halted: Damaged | None = None
         """Why the projector stopped folding; ``None`` while it runs. Reads go on from the last good state."""
+        self.erased = asyncio.Event()
+        """Set when what a task carried was erased: the file may hold its bytes in unused places until it is made anew."""
         self.started_over = 0
         """How often a damaged file was moved aside since this process started."""
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="projector")
         self._applier: Applier | None = None
+        self._tombstones = Tombstones(broker)
         self._turn = asyncio.Lock()
         self._unhalted = asyncio.Event()
 
@@ -129,9 +133,12 @@ class Projector:
         if inflow.reconnected() and await self._check_log(applier):
             return False
         events, reports = await inflow.take()
+        events = await self._tombstones.fill(applier.checkpoints[EVENTS].position, events)
         if events or reports:
             applied = await self.in_writer(lambda: applier.apply(events, reports))
             self._tell(applier, applied.versions)
+            if applied.erased:
+                self.erased.set()
         return True
 
     def _tell(self, applier: Applier, versions: dict[str, int]) -> None:
@@ -143,7 +150,7 @@ class Projector:
         for stream in (EVENTS, PROGRESS):
             if stream not in applier.checkpoints:
                 await self.in_writer(partial(applier.begin, stream, await first_checkpoint(self.broker, stream)))
-        await check_events(self.broker, applier.checkpoints[EVENTS])
+        await check_events(self.broker, applier.checkpoints[EVENTS], self._tombstones)
         progress = await check_progress(self.broker, applier.checkpoints[PROGRESS])
         if progress == applier.checkpoints[PROGRESS]:
             return False

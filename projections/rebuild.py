@@ -18,14 +18,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
+import structlog
+
 from eventq.events.broker import Broker
-from eventq.events.errors import LogUnavailable
+from eventq.events.errors import Damaged, LogUnavailable, Unavailable
 from eventq.events.reader import Message, Tail
 from eventq.events.subjects import EVENTS, PROGRESS
 from eventq.projections.applier import Applied, Applier
-from eventq.projections.log_check import check_events, first_checkpoint
+from eventq.projections.log_check import check_events, first_checkpoint, last_progress
 from eventq.projections.projector import Projector
 from eventq.projections.store import Difference, Rebuild, Store
+from eventq.projections.tombstones import Tombstones
 
 BATCH_MIN, BATCH_MAX = 4_096, 16_384
 """Messages in one transaction of a rebuild: more than in the projector's, because nobody waits for the commit."""
@@ -33,7 +36,12 @@ BATCH_MIN, BATCH_MAX = 4_096, 16_384
 SILENCE_MAX_S = 30.0
 """A log that should have more messages and shows none for so long is given up."""
 
+QUIET_S = 5.0
+"""After an erasure the file is made anew when so much time has passed."""
+
 T = TypeVar("T")
+
+log = structlog.get_logger("eventq.rebuild")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +88,22 @@ async def rebuild_live(projector: Projector) -> Rebuilt:
     return Rebuilt(position, messages, time.monotonic() - started)
 
 
+async def rebuild_after_erasures(projector: Projector, *, quiet_s: float = QUIET_S) -> None:
+    """Make the file anew whenever something was erased: what DuckDB deletes it only marks as free, and its bytes stay in the
+    file until something else needs the place. Run it until it is cancelled."""
+    while True:
+        await projector.erased.wait()
+        await asyncio.sleep(quiet_s)  # several tasks are often erased together
+        projector.erased.clear()
+        try:
+            rebuilt = await rebuild_live(projector)
+        except (Unavailable, Damaged) as error:
+            log.warning("projection.not_made_anew_yet", reason=error.detail)
+            projector.erased.set()
+            continue
+        log.info("projection.made_anew", after="erasure", messages=rebuilt.messages, seconds=round(rebuilt.seconds, 3))
+
+
 async def rebuild_offline(folder: Path, broker: Broker) -> Rebuilt:
     """Rebuild the file of a projector that does not run. Raises ``ProjectionBusy`` where one does."""
     started = time.monotonic()
@@ -122,6 +146,7 @@ class Replayer:
         self._broker = broker
         self._rebuild = rebuild
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rebuild")
+        self._tombstones = Tombstones(broker)
         self._applier: Applier | None = None
 
     async def __aenter__(self) -> Self:
@@ -156,7 +181,7 @@ class Replayer:
 
     async def _pipe(self, applier: Applier, stream: str, tail: Tail, until: int) -> int:
         """Receive the next batch while the thread writes the one before."""
-        applied, waiting = 0, list[Message]()
+        applied, waiting, taken = 0, list[Message](), tail.position
         writing: asyncio.Task[Applied] | None = None
         while waiting or tail.position < until:
             if tail.position < until:
@@ -165,6 +190,9 @@ class Replayer:
             idle = writing is None or writing.done()
             if not (done or len(waiting) >= BATCH_MAX or (idle and len(waiting) >= BATCH_MIN)):
                 continue
+            if stream == EVENTS:
+                waiting = await self._tombstones.fill(taken, waiting, until if done else None)
+            taken = until if done else waiting[-1].position
             if writing is not None:
                 await writing
             applied += len(waiting)
@@ -176,6 +204,9 @@ class Replayer:
         return applied
 
     async def _end(self, stream: str) -> int:
+        """The position of the newest message that there is: of PROGRESS the newest may have been deleted."""
+        if stream == PROGRESS:
+            return await last_progress(self._broker)
         facts = await self._broker.stream_facts(stream)
         return 0 if facts is None else facts.last
 
@@ -184,7 +215,7 @@ class Replayer:
             applier = await self.in_thread(lambda: Applier(self._rebuild))
             for stream in (EVENTS, PROGRESS):
                 await self.in_thread(partial(applier.begin, stream, await first_checkpoint(self._broker, stream)))
-            await check_events(self._broker, applier.checkpoints[EVENTS])
+            await check_events(self._broker, applier.checkpoints[EVENTS], self._tombstones)
             self._applier = applier
         return self._applier
 

@@ -31,6 +31,7 @@ from eventq.events.timers import DUE, START_BY
 from eventq.events.workflow import DEADLINE
 from eventq.services.child import announce_finished, announce_ready
 from eventq.services.coordinator import Coordinator
+from eventq.services.disposal import Disposal
 from eventq.services.follower import Follower
 from eventq.services.gate import Gate
 from eventq.services.promoter import SOURCE as SCHEDULER
@@ -123,6 +124,7 @@ async def run_api(settings: Settings) -> int:
     """The HTTP API with the projector that feeds it. Ready once it listens; reads wait until the projection caught up."""
     from eventq.projections.projector import Projector
     from eventq.projections.queries import Queries
+    from eventq.projections.rebuild import rebuild_after_erasures
     from eventq.projections.store import Store
     from eventq.services.api import SOURCE, Api
     from eventq.services.app import create_app
@@ -147,6 +149,7 @@ async def run_api(settings: Settings) -> int:
                 allowed_hosts=frozenset(settings.allowed_hosts),
             )
             projecting = asyncio.create_task(projector.run(), name="projector")
+            forgetting = asyncio.create_task(rebuild_after_erasures(projector), name="forget")
             runner = GuardedRunner(create_app(api))
             await runner.setup()
             try:
@@ -155,7 +158,7 @@ async def run_api(settings: Settings) -> int:
                 collect_seldom()
                 announce_ready()
                 log.info("api.ready", url=site.name)
-                await run_until(stop, projecting, _connection(event_log))
+                await run_until(stop, projecting, forgetting, _connection(event_log))
             finally:
                 await runner.cleanup()
                 queries.close()
@@ -180,8 +183,9 @@ async def run_scheduler(settings: Settings) -> int:
         gate = Gate(event_log)
         coordinator = Coordinator(event_log, Submitter(event_log, source=SCHEDULER), BlobStore.open(settings.blobs))
         answers["workflows", DEADLINE] = coordinator.deadline
+        disposal = Disposal(event_log, BlobStore.open(settings.blobs))
         worker_watch = WorkerWatch(event_log)
-        follower = Follower(event_log.broker, [reconciler, schedule_sweep, gate, worker_watch, coordinator])
+        follower = Follower(event_log.broker, [reconciler, schedule_sweep, gate, worker_watch, coordinator, disposal])
         duties = (
             asyncio.create_task(Promoter(event_log.broker, answers).run(), name="promoter"),
             asyncio.create_task(follower.run(), name="follower"),
@@ -190,6 +194,7 @@ async def run_scheduler(settings: Settings) -> int:
             asyncio.create_task(schedule_sweep.run(follower), name="schedules"),
             asyncio.create_task(gate.run(follower), name="gate"),
             asyncio.create_task(coordinator.run(follower), name="workflows"),
+            asyncio.create_task(disposal.run(follower), name="disposal"),
         )
         collect_seldom()
         announce_ready()

@@ -782,9 +782,7 @@ def test_an_attempt_handed_back_needs_no_new_admission(end: Command) -> None:
 )
 def test_a_finished_task_is_cleaned_up_once_and_stays_what_it_was(end: EventData) -> None:
     finished = (SUBMITTED, STARTED, end)
-    assert when(CleanTask("ada", "requested", ("b1",)), *finished) == [
-        Cleaned(requested_by="ada", reason="requested", blobs=["b1"])
-    ]
+    assert when(CleanTask("ada", "requested"), *finished) == [Cleaned(requested_by="ada", reason="requested")]
     cleaned = given(*finished, CLEANED)
     assert cleaned == given(*finished)._replace(version=4, event_id="e4", cleaned=True)
     then_nothing_happened(decide(CLEAN, cleaned))

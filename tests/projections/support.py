@@ -16,28 +16,38 @@ from nats.js.errors import APIError
 
 from eventq.events.broker import Broker
 from eventq.events.commands import (
+    AdmitTask,
     CancelTask,
+    CleanTask,
     Command,
     CompleteAttempt,
     ConfirmCancel,
+    ConfirmPause,
+    EraseTask,
     ExpireLease,
+    ExpireQueueWait,
     FailAttempt,
+    HoldTask,
     InterruptAttempt,
+    PauseTask,
     PromoteTask,
     RequeueTask,
+    ResumeTask,
     StartAttempt,
     SubmitTask,
     TimeOutAttempt,
+    UpdateTask,
 )
 from eventq.events.data import ErrorInfo, EventData
-from eventq.events.envelope import Event, encode, next_event
-from eventq.events.errors import IllegalTransition
+from eventq.events.envelope import Event, Stored, encode, next_event
+from eventq.events.erasure import tombstone
+from eventq.events.errors import Conflict
 from eventq.events.reader import Message
 from eventq.events.report import Log, Progress
 from eventq.events.retry import RetryPolicy
 from eventq.events.subjects import EVENTS, PROGRESS
 from eventq.events.task import ABSENT, TASKS, Task, decide
-from eventq.events.task_events import Submitted
+from eventq.events.task_events import ErasedEvent, Submitted
 from eventq.events.worker import NO_WORKER, WORKERS, Worker
 from eventq.events.worker_events import TaskDeclaration, WorkerRegistered, WorkerStopped
 from eventq.projections.applier import Applier, Checkpoint, Target
@@ -90,10 +100,15 @@ class History:
         """Carry out a command if the rules allow it, as `handle` would."""
         try:
             decided = decide(command, self.tasks.get(task_id, ABSENT))
-        except IllegalTransition:
+        except Conflict:
             return False
         self.task(task_id, *decided)
         return bool(decided)
+
+    def tombstones(self, task_id: str) -> tuple[ErasedEvent, ...]:
+        """What is to be left of a task's events."""
+        stored = (Stored(position, event) for position, event in enumerate(self.events, 1) if event.aggregate_id == task_id)
+        return tuple(left for left in map(tombstone, stored) if left is not None)
 
     def messages(self) -> list[Message]:
         """All events as they are read from EVENTS."""
@@ -108,22 +123,35 @@ def to_messages(events: Iterable[Event]) -> list[Message]:
     return [Message(position, event.subject, encode(event), 0, 0) for position, event in enumerate(events, 1)]
 
 
-def random_history(seed: int, length: int, tasks: int = 6) -> History:
-    """A valid history: whatever the rules allow, in an order that a seed decides."""
+def random_history(seed: int, length: int, tasks: int = 6, *, erasures: bool = True) -> History:
+    """A valid history: whatever the rules allow, in an order that a seed decides. ``erasures``: of tasks among it."""
     rng, history = random.Random(seed), History()
     while len(history.events) < length:
         task_id = f"task-{rng.randrange(tasks)}-{len(history.events) // 40}"
         if rng.random() < 0.05:
             _random_worker(history, rng)
         else:
-            history.attempt(task_id, _random_command(history.tasks.get(task_id, ABSENT), history.now, rng))
+            history.attempt(task_id, _random_command(history, task_id, rng, erasures))
     return history
 
 
-def _random_command(task: Task, now: datetime, rng: random.Random) -> Command:
+def _random_command(history: History, task_id: str, rng: random.Random, erasures: bool) -> Command:
+    task, now = history.tasks.get(task_id, ABSENT), history.now
+    later = now + timedelta(seconds=rng.choice([-60, 60]))
+    wanted = submission(
+        scheduled_at=rng.choice([None, None, later]),
+        priority=rng.randrange(10),
+        gated=rng.random() < 0.2,
+        queue_timeout_s=rng.choice([None, 30.0]),
+        tags=rng.choice([[], ["a", "b"]]),
+        metadata=rng.choice([{}, {"secret": "m"}]),
+    )
     if task is ABSENT:
-        later = now + timedelta(seconds=rng.choice([-60, 60]))
-        return SubmitTask(submission(scheduled_at=rng.choice([None, None, later]), priority=rng.randrange(10)), now)
+        return SubmitTask(wanted, now)
+    if task.finished and erasures and rng.random() < 0.5:
+        return EraseTask("ada", None, history.tombstones(task_id))
+    if task.finished:
+        return CleanTask("ada", "requested")
     attempt = task.attempt
     makers: Sequence[Callable[[], Command]] = (
         lambda: StartAttempt(f"worker-{rng.randrange(3)}", "host", "cpu"),
@@ -137,6 +165,13 @@ def _random_command(task: Task, now: datetime, rng: random.Random) -> Command:
         lambda: RequeueTask(task.version),
         lambda: CancelTask("ada", rng.choice([None, "no longer needed"])),
         lambda: ConfirmCancel(attempt),
+        lambda: PauseTask("ada", rng.choice([None, "lunch"])),
+        lambda: ConfirmPause(attempt, frozen=rng.random() < 0.5),
+        lambda: ResumeTask("ada", now),
+        lambda: UpdateTask(wanted, ("priority",), "ada", now),
+        lambda: HoldTask(task.version),
+        lambda: AdmitTask(task.version),
+        lambda: ExpireQueueWait(now + timedelta(minutes=1)),
     )
     return rng.choice(makers)()
 

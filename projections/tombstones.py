@@ -1,0 +1,69 @@
+"""Reading a log with holes: where the messages of erased events stood, what is left of them stands in their ``erased`` events.
+
+To whoever folds the log it looks as if the erased events had never carried more. A hole that no ``erased`` event accounts for
+stays one, and the fold halts at it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from eventq.events.broker import Broker
+from eventq.events.envelope import decode
+from eventq.events.erasure import payload_of
+from eventq.events.reader import Message, Tail
+from eventq.events.subjects import EVENTS
+from eventq.events.task_events import Erased
+
+ERASED = "tasks.*.*.erased"
+SILENCE_MAX_S = 30.0
+
+
+class Tombstones:
+    """What is left of erased events, by position; read when a hole is met, and then kept."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self._left: dict[int, Message] = {}
+        self._read_up_to = 0
+
+    async def fill(self, after: int, messages: Sequence[Message], until: int | None = None) -> list[Message]:
+        """``messages``, which follow position ``after``, with what is left of erased events in their places. ``until``: the
+        position that the last one should have, where it is known."""
+        last = until or (messages[-1].position if messages else after)
+        if last - after == len(messages):
+            return list(messages)
+        known = {message.position: message for message in messages}
+        missing = [position for position in range(after + 1, last + 1) if position not in known]
+        found = await self.at(missing)
+        return [message for _, message in sorted((known | found).items())]
+
+    async def at(self, positions: Sequence[int]) -> dict[int, Message]:
+        """What is left of the events at these positions, of those that were erased."""
+        if not all(position in self._left for position in positions):
+            await self._read()
+        return {position: self._left[position] for position in positions if position in self._left}
+
+    async def _read(self) -> None:
+        """All ``erased`` events that came since this was last asked."""
+        facts = await self._broker.stream_facts(EVENTS)
+        end = 0 if facts is None else facts.last
+        if end <= self._read_up_to:
+            return
+        async with Tail(self._broker, EVENTS, after=self._read_up_to, subject=ERASED) as tail:
+            pending = 1
+            while pending:
+                batch = await tail.next(timeout_s=1.0)
+                if not batch:
+                    break
+                for message in batch:
+                    self._keep(message)
+                pending = batch[-1].pending
+        self._read_up_to = end
+
+    def _keep(self, message: Message) -> None:
+        data = decode(message.payload, message.subject).data
+        assert isinstance(data, Erased)
+        for left in data.events:
+            payload = payload_of(left)
+            self._left[left.position] = Message(left.position, left.subject, payload, message.stored_ns, message.pending)

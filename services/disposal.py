@@ -1,0 +1,225 @@
+"""Giving up what finished tasks leave behind: results that nobody needs any more, and everything of a task that is erased.
+
+The event comes first and the deletions follow, done by whoever wrote the event and once more by every scheduler that reads it
+there; so a crash in between leaves nothing behind for good. All deletions may be done again. Of an erased task the message of
+its first event goes last: while that is there, something may be left.
+
+A scheduler also gives up results whose time is over, from what the log says of when each task finished.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+import nats.errors
+import structlog
+from nats.js.errors import APIError, NotFoundError
+
+from eventq.events.blobs import BlobStore
+from eventq.events.commands import CleanTask, EraseTask
+from eventq.events.envelope import NO_TRACE, Stored, Trace
+from eventq.events.erasure import inputs_of, tombstone
+from eventq.events.errors import (
+    Conflict,
+    LogUnavailable,
+    PayloadTooLarge,
+    TaskErased,
+    TaskNotFound,
+    Unavailable,
+)
+from eventq.events.failpoints import failpoint
+from eventq.events.handle import Handled, handle, read_task
+from eventq.events.limits import EVENT_MAX_BYTES
+from eventq.events.log import EventLog
+from eventq.events.reader import Tail
+from eventq.events.subjects import EVENTS, PROGRESS, progress_subject
+from eventq.events.task import TERMINAL, Task, decide
+from eventq.events.task_events import Erased
+from eventq.services.follower import Fact, Follower
+
+log = structlog.get_logger("eventq.disposal")
+
+SOURCE = "disposal"
+PATIENCE_S = 5.0
+"""For so long the deletions are left to whoever wrote the event."""
+
+SILENCE_S = 5.0
+"""Messages that the broker said it has and does not send for so long were deleted meanwhile."""
+
+RECENT_S = 7 * 24 * 3600.0
+"""Deletions of tasks that were cleaned up longer ago are taken to be done when a scheduler starts."""
+
+_NOT_ANSWERED = (nats.errors.Error, APIError, TimeoutError)
+
+
+async def clean(log_: EventLog, blobs: BlobStore, task_id: str, requested_by: str, trace: Trace = NO_TRACE) -> Task:
+    """Give up the result, files and progress of a finished task; the task after it.
+
+    Raises ``TaskNotFound``, or ``IllegalTransition`` while it is not finished.
+    """
+    command = CleanTask(requested_by, "requested")
+    handled = await handle(log_, task_id, command, source="api", trace=trace)
+    failpoint("clean.after_event")
+    await dispose_files(log_, blobs, task_id)
+    return handled.state
+
+
+async def erase(
+    log_: EventLog, blobs: BlobStore, task_id: str, requested_by: str, reason: str | None, trace: Trace = NO_TRACE
+) -> Handled[Task]:
+    """Destroy all that a finished task carried: in the log, in the blob store, in its progress.
+
+    Raises ``TaskNotFound``, ``IllegalTransition`` while it is not finished, and ``PayloadTooLarge`` where its history is too
+    long for what would have to be left of it.
+    """
+    task = await read_task(log_, task_id, fresh=True)
+    if task.version == 0:
+        raise TaskNotFound(task_id)
+    decide(EraseTask(requested_by, reason, ()), task)  # refuses before anything is read
+    if task.erased:
+        await dispose_erased(log_, blobs, task_id)
+        return Handled(task, None, None)
+    history = await _history(log_, task_id, task.version)
+    left = [found for found in map(tombstone, history) if found is not None]
+    inputs = sorted({key for stored in history for key in inputs_of(stored.event)})
+    command = EraseTask(requested_by, reason, tuple(left), tuple(inputs))
+    try:
+        handled = await handle(log_, task_id, command, source="api", trace=trace, task=task)
+    except PayloadTooLarge as error:
+        problem = f"has {len(left)} events to be erased: what is left of them does not fit into one of {EVENT_MAX_BYTES} bytes"
+        raise PayloadTooLarge("task_id", problem, limit=EVENT_MAX_BYTES, found=error.fields.get("found")) from error
+    failpoint("erase.after_event")
+    await dispose_erased(log_, blobs, task_id)
+    return handled
+
+
+async def _history(log_: EventLog, task_id: str, version: int) -> list[Stored]:
+    found: list[Stored] = []
+    for number in range(1, version + 1):
+        stored = await log_.at("tasks", task_id, number)
+        if stored is None:
+            raise TaskErased(task_id)
+        found.append(stored)
+    return found
+
+
+async def dispose_files(log_: EventLog, blobs: BlobStore, task_id: str) -> None:
+    """Delete the files that the task's attempts made, and its progress. Again is nothing. Raises ``Unavailable``."""
+    await blobs.delete_outputs_async(task_id)
+    try:
+        await log_.broker.js.purge_stream(PROGRESS, subject=progress_subject(task_id))
+    except _NOT_ANSWERED as error:
+        raise LogUnavailable(f"progress could not be deleted: {error!r}") from error
+
+
+async def dispose_erased(log_: EventLog, blobs: BlobStore, task_id: str) -> None:
+    """Overwrite the messages of an erased task in the log and in PROGRESS, and delete its blobs. Again is nothing.
+
+    Raises ``Unavailable`` where something may be left.
+    """
+    last = await log_.last("tasks", task_id, fresh=True)
+    if last is None or not isinstance(last.event.data, Erased):
+        return
+    erased = last.event.data
+    await blobs.delete_outputs_async(task_id)
+    for key in erased.blobs:
+        await blobs.delete_async(key)
+    await _overwrite(log_, PROGRESS, await _positions_of_progress(log_, task_id))
+    failpoint("erase.before_messages")
+    await _overwrite(log_, EVENTS, [left.position for left in reversed(erased.events)])
+
+
+async def _positions_of_progress(log_: EventLog, task_id: str) -> list[int]:
+    subject, positions = progress_subject(task_id), list[int]()
+    try:
+        newest = await log_.broker.js.get_last_msg(PROGRESS, subject)
+    except NotFoundError:
+        return []
+    except _NOT_ANSWERED as error:
+        raise LogUnavailable(f"progress cannot be read: {error!r}") from error
+    assert newest.seq is not None
+    async with Tail(log_.broker, PROGRESS, after=0, subject=subject) as tail:
+        while tail.position < newest.seq and (batch := await tail.next(timeout_s=SILENCE_S)):
+            positions += [message.position for message in batch]
+    return positions
+
+
+async def _overwrite(log_: EventLog, stream: str, positions: Sequence[int]) -> None:
+    """Delete messages such that their bytes are gone from the broker's files."""
+    for position in positions:
+        try:
+            await log_.broker.js.delete_msg(stream, position)
+        except NotFoundError:
+            continue
+        except APIError as error:
+            if error.code != 400 and error.err_code != 10057:  # it is gone already
+                raise LogUnavailable(f"message {position} of {stream} could not be deleted: {error!r}") from error
+        except _NOT_ANSWERED as error:
+            raise LogUnavailable(f"message {position} of {stream} could not be deleted: {error!r}") from error
+
+
+class Disposal:
+    """The duty that finishes deletions and gives up results whose time is over. Memory grows with those that wait for it."""
+
+    def __init__(self, event_log: EventLog, blobs: BlobStore) -> None:
+        self._log = event_log
+        self._blobs = blobs
+        self.wake = asyncio.Event()
+        self._expiring: dict[str, datetime] = {}
+        self._cleaned: dict[str, float] = {}
+        self._erased: dict[str, float] = {}
+        """By task id: when its event was stored, in POSIX seconds."""
+        self.expired = 0
+
+    def note(self, fact: Fact) -> None:
+        """See :class:`Duty`."""
+        if fact.kind != "tasks":
+            return
+        stored_at = fact.stored_ns / 1e9
+        if fact.type == "erased":
+            self._expiring.pop(fact.id, None)
+            self._cleaned.pop(fact.id, None)
+            self._erased[fact.id] = stored_at
+        elif fact.type == "cleaned":
+            self._expiring.pop(fact.id, None)
+            if time.time() - stored_at < RECENT_S:
+                self._cleaned[fact.id] = stored_at
+        elif (ttl_s := fact.state.get("result_ttl_s")) is not None and fact.state["status"] in TERMINAL:
+            self._expiring[fact.id] = fact.time + timedelta(seconds=ttl_s)
+
+    async def run(self, follower: Follower) -> None:
+        """Look once a second, whenever all of the log has been seen. Run it until it is cancelled."""
+        while True:
+            await self.wake.wait()
+            self.wake.clear()
+            await follower.until_caught_up()
+            try:
+                await self.act()
+            except (Unavailable, *_NOT_ANSWERED) as error:
+                log.warning("disposal.waiting", error=repr(error))
+                await asyncio.sleep(1)
+
+    async def act(self) -> None:
+        """Do what is due. Raises ``Unavailable``; then it is done again."""
+        now = time.time()
+        for task_id in [each for each, at in self._expiring.items() if at.timestamp() <= now]:
+            await self._expire(task_id)
+        for task_id in [each for each, at in self._cleaned.items() if at + PATIENCE_S <= now]:
+            await dispose_files(self._log, self._blobs, task_id)
+            self._cleaned.pop(task_id, None)
+        for task_id in [each for each, at in self._erased.items() if at + PATIENCE_S <= now]:
+            if await self._log.at("tasks", task_id, 1) is not None:
+                await dispose_erased(self._log, self._blobs, task_id)
+                log.info("disposal.completed", task_id=task_id)
+            self._erased.pop(task_id, None)
+
+    async def _expire(self, task_id: str) -> None:
+        try:
+            await handle(self._log, task_id, CleanTask("eventq", "result_ttl"), source=SOURCE)
+            self.expired += 1
+        except (Conflict, TaskNotFound):
+            pass  # somebody was first
+        self._expiring.pop(task_id, None)

@@ -1,0 +1,200 @@
+"""Clean-up and erasure over a real broker, a real projection and a real blob store: what must be gone is gone, in the bytes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from nats.js.errors import NotFoundError
+
+from eventq.events.blob_keys import output_key
+from eventq.events.commands import CompleteAttempt
+from eventq.events.errors import BlobNotFound
+from eventq.events.report import Log, LogLine, Progress
+from eventq.events.reporting import publish_report
+from eventq.events.subjects import EVENTS, PROGRESS
+from eventq.projections.rebuild import rebuild_after_erasures, verify
+from eventq.services.disposal import Disposal, dispose_erased
+from eventq.services.follower import Follower
+from tests.services.backend import Backend
+from tests.support.nats import NatsServer
+from tests.support.poll import eventually
+
+SECRET = "Grüße-an-4711-niemand-sonst"
+
+
+def bytes_hold(folder: Path, secret: str = SECRET) -> list[Path]:
+    """Files under `folder` in which the secret can be found."""
+    return [path for path in files_of(folder) if secret.encode() in path.read_bytes()]
+
+
+def files_of(folder: Path) -> Iterator[Path]:
+    yield from (path for path in folder.rglob("*") if path.is_file())
+
+
+async def secret_task(backend: Backend) -> str:
+    """A completed task that carries the secret wherever a task can carry something."""
+    task = await backend.submit(
+        task_kwargs={"width": 1, "name": SECRET}, tags=[SECRET], metadata={"whose": SECRET}, queue_name="private"
+    )
+    task_id: str = task["task_id"]
+    await backend.begin(task_id)
+    await publish_report(backend.broker, task_id, 1, "worker.w1", Progress(done=1, message=SECRET))
+    await publish_report(backend.broker, task_id, 1, "worker.w1", Log([LogLine(SECRET)]))
+    key = output_key(task_id, 1, "out.txt")
+    await backend.api.blobs.put_async(SECRET.encode(), key=key)
+    await backend.command(task_id, CompleteAttempt(1, {"answer": SECRET}, None, 0.1))
+    await backend.get(f"/tasks/{task_id}?min_version=3")
+    return task_id
+
+
+async def test_a_cleaned_task_has_lost_its_result_and_files_and_is_listed_on_request_only(backend: Backend) -> None:
+    task_id = await secret_task(backend)
+    async with backend.client.delete(f"/api/v1/tasks/{task_id}") as answer:
+        assert answer.status == 200
+        assert (await answer.json())["status"] == "COMPLETED"
+    _, task = await backend.get(f"/tasks/{task_id}")
+    assert (task["cleaned"], task["result"], task["progress"]) == (True, None, None)
+    assert task["task_kwargs"]["name"] == SECRET, "what was asked for stays"
+    with pytest.raises(BlobNotFound):
+        await backend.api.blobs.get_async(output_key(task_id, 1, "out.txt"))
+    with pytest.raises(NotFoundError):
+        await backend.broker.js.get_last_msg(PROGRESS, f"progress.{task_id}")
+    _, page = await backend.get("/tasks")
+    assert task_id not in [each["task_id"] for each in page["tasks"]]
+    _, page = await backend.get("/tasks?cleaned=true")
+    assert [each["task_id"] for each in page["tasks"]] == [task_id]
+    assert (await verify(backend.projector.store, backend.broker)).equal
+
+
+async def test_cleaning_up_again_is_nothing_and_an_unfinished_task_is_refused(backend: Backend) -> None:
+    task_id = await secret_task(backend)
+    for _ in range(2):
+        async with backend.client.delete(f"/api/v1/tasks/{task_id}") as answer:
+            assert (await answer.json())["version"] == 4
+    running = (await backend.submit())["task_id"]
+    async with backend.client.delete(f"/api/v1/tasks/{running}") as answer:
+        assert answer.status == 409
+    async with backend.client.delete("/api/v1/tasks/nobody") as answer:
+        assert answer.status == 404
+
+
+async def test_an_erased_task_leaves_no_byte_of_what_it_carried(
+    backend: Backend, own_nats_server: NatsServer, tmp_path: Path
+) -> None:
+    task_id, other = await secret_task(backend), (await backend.submit())["task_id"]
+    broker_files, tables, blobs = own_nats_server.store_dir, tmp_path / "projection", tmp_path / "blobs"
+    assert bytes_hold(broker_files), "else this test shows nothing"
+    assert bytes_hold(blobs)
+    forgetting = asyncio.create_task(rebuild_after_erasures(backend.projector, quiet_s=0))
+    status, answer = await backend.post(f"/tasks/{task_id}/erase", {"reason": "asked to"})
+    assert (status, answer["status"]) == (200, "COMPLETED")
+    _, task = await backend.get(f"/tasks/{task_id}")
+    assert (task["erased"], task["task_kwargs"], task["tags"], task["metadata"], task["result"]) == (True, {}, [], {}, None)
+    _, story = await backend.get(f"/tasks/{task_id}/timeline")
+    assert [event["event_type"] for event in story["events"]] == ["submitted", "started", "completed", "erased"]
+    assert SECRET not in str(story["events"][:3])
+    assert bytes_hold(broker_files) == []
+    assert bytes_hold(blobs) == []
+
+    async def forgotten() -> bool:
+        return not bytes_hold(tables)
+
+    await eventually(forgotten, what="the file of the projection is made anew")
+    forgetting.cancel()
+    await asyncio.gather(forgetting, return_exceptions=True)
+    assert (await verify(backend.projector.store, backend.broker)).equal
+    _, unharmed = await backend.get(f"/tasks/{other}")
+    assert unharmed["task_kwargs"] == {"width": 10}
+    own_nats_server.restart()
+    assert bytes_hold(broker_files) == []
+
+
+async def test_what_was_erased_cannot_be_had_from_the_past_nor_run_again(backend: Backend) -> None:
+    task_id = await secret_task(backend)
+    _, before = await backend.get(f"/tasks/{task_id}")
+    await backend.post(f"/tasks/{task_id}/erase")
+    _, past = await backend.get(f"/tasks/{task_id}?as_of={before['as_of']}")
+    assert SECRET not in str(past)
+    for verb in ("replay",):
+        status, answer = await backend.post(f"/tasks/{task_id}/{verb}")
+        assert (status, answer["code"]) == (409, "TASK_ERASED")
+
+
+async def test_a_projection_of_a_log_with_erased_beginnings_is_folded_from_nothing(backend: Backend) -> None:
+    """The first events of the stream itself are among the erased ones."""
+    task_id = await secret_task(backend)
+    await backend.post(f"/tasks/{task_id}/erase")
+    status, rebuilt = await backend.post("/projection/rebuild")
+    assert status == 200
+    assert rebuilt["position"] == await backend.last_position()
+    status, verified = await backend.post("/projection/verify")
+    assert (status, verified["equal"], verified["differences"]) == (200, True, [])
+
+
+async def test_a_hole_that_no_erasure_accounts_for_still_halts_the_projection(backend: Backend) -> None:
+    task_id = await secret_task(backend)
+    await backend.post(f"/tasks/{task_id}/erase")
+    stray = await backend.submit()
+    position = await backend.last_position()
+    assert stray["version"] == 1
+    await backend.submit()
+    await backend.broker.js.delete_msg(EVENTS, position)
+    status, answer = await backend.post("/projection/rebuild")
+    assert (status, answer["code"]) == (500, "LOG_DAMAGED")
+    assert str(position) in answer["detail"]
+
+
+async def test_a_scheduler_completes_what_a_killed_server_left(
+    backend: Backend, own_nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task_id = await secret_task(backend)
+
+    async def dies(*_: Any) -> None:
+        raise ConnectionResetError
+
+    monkeypatch.setattr("eventq.services.disposal.dispose_erased", dies)
+    status, _ = await backend.post(f"/tasks/{task_id}/erase")
+    assert status == 500
+    assert bytes_hold(own_nats_server.store_dir)
+    monkeypatch.setattr("eventq.services.disposal.dispose_erased", dispose_erased)
+    monkeypatch.setattr("eventq.services.disposal.PATIENCE_S", 0.0)
+    disposal = Disposal(backend.log, backend.api.blobs)
+    follower = Follower(backend.broker, [disposal])
+    running = [asyncio.create_task(follower.run()), asyncio.create_task(disposal.run(follower))]
+
+    async def gone() -> bool:
+        return not bytes_hold(own_nats_server.store_dir)
+
+    await eventually(gone, what="the scheduler overwrites what was left")
+    for task in running:
+        task.cancel()
+    await asyncio.gather(*running, return_exceptions=True)
+
+
+async def test_a_result_is_given_up_when_its_time_is_over_and_not_before(backend: Backend) -> None:
+    short = (await backend.submit(result_ttl_seconds=0.2))["task_id"]
+    long = (await backend.submit(result_ttl_seconds=3600))["task_id"]
+    unfinished = (await backend.submit(result_ttl_seconds=0.2))["task_id"]
+    for task_id in (short, long):
+        await backend.complete(task_id, {"ok": True})
+    disposal = Disposal(backend.log, backend.api.blobs)
+    follower = Follower(backend.broker, [disposal])
+    running = [asyncio.create_task(follower.run()), asyncio.create_task(disposal.run(follower))]
+
+    async def given_up() -> bool:
+        _, task = await backend.get(f"/tasks/{short}")
+        return bool(task["cleaned"])
+
+    await eventually(given_up, what="the result is given up")
+    for task in running:
+        task.cancel()
+    await asyncio.gather(*running, return_exceptions=True)
+    _, kept = await backend.get(f"/tasks/{long}")
+    assert (kept["cleaned"], kept["result"]) == (False, {"ok": True})
+    assert (await backend.get(f"/tasks/{unfinished}"))[1]["status"] == "PENDING"
+    assert datetime.now(UTC) > datetime.fromisoformat(kept["completed_at"])
