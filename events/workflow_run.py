@@ -38,7 +38,7 @@ from eventq.events.workflow_events import (
 from eventq.events.workflow_graph import Graph
 from eventq.events.workflow_values import Unresolved, Wanted, all_hold, resolve, wanted_by_task
 
-BATCH_MAX = 500
+BATCH_MAX = 300
 """Nodes that one event tells of: with names of 64 characters and reasons it stays well below the limit of an event."""
 
 CHILDREN_BATCH_MAX = 2_000

@@ -69,6 +69,8 @@ NEVER_S = 24 * 3600.0
 """A task that must not run is submitted for so much later, and cancelled at once."""
 
 RETRY_S = 1.0
+"""A workflow that could not be moved on, for want of the broker or a blob, is tried again after so long; others go on."""
+
 LOOK_EVERY_S = 0.5
 """How often all workflows are looked through for what is due."""
 
@@ -119,6 +121,7 @@ class Coordinator:
         self._dirty: dict[str, None] = {}
         self._fired_at = datetime.min.replace(tzinfo=UTC)
         self._looked_at = 0.0
+        self._again_at: dict[str, float] = {}
         self._results: OrderedDict[str, JSON] = OrderedDict()
         self.wake = asyncio.Event()
         self.advanced = 0
@@ -163,11 +166,7 @@ class Coordinator:
             await self.wake.wait()
             self.wake.clear()
             await follower.until_caught_up()
-            try:
-                await self.look()
-            except (EventqError, nats.errors.Error, APIError, TimeoutError) as error:
-                log.warning("coordinator.waiting_for_broker", error=repr(error))
-                await asyncio.sleep(RETRY_S)
+            await self.look()
 
     async def look(self) -> None:
         """Move on every workflow of which something is new, or something is due."""
@@ -176,17 +175,16 @@ class Coordinator:
         self._dirty.clear()
         failures = await _each(todo, self._attend)
         for workflow_id, error in failures:
-            if workflow_id in self._followed:
-                self._dirty[workflow_id] = None
+            self._again_at[workflow_id] = time.monotonic() + RETRY_S
             log.warning("coordinator.workflow_waits", workflow_id=workflow_id, error=repr(error))
-        if failures:
-            self.wake.set()
-            await asyncio.sleep(RETRY_S)
 
     def _look_for_due(self) -> None:
         if time.monotonic() - self._looked_at < LOOK_EVERY_S:
             return
         self._looked_at = time.monotonic()
+        for workflow_id in [each for each, at in self._again_at.items() if at <= self._looked_at]:
+            del self._again_at[workflow_id]
+            self._dirty[workflow_id] = None
         now = self._time()
         for workflow_id, followed in self._followed.items():
             deadline = followed.run.next_deadline()
@@ -326,11 +324,17 @@ class Coordinator:
             if task_id not in followed.voided:
                 await self._make_void(run, task_id)
                 followed.voided.add(task_id)
-        for task_id, tree in list(run.unfinished_tasks()):
-            root = run.owner(run.tasks[task_id])
+        unfinished = dict(run.unfinished_tasks())
+
+        async def cancel(task_id: str) -> None:
+            tree, root = unfinished[task_id], run.owner(run.tasks[task_id])
             if task_id not in tree.cancelled and root is not None and not root.compensation:
                 await self._cancel(run, task_id)
                 tree.cancelled.add(task_id)
+
+        failures = await _each(list(unfinished), cancel)
+        if failures:
+            raise failures[0][1]
 
     async def _make_void(self, run: Run, task_id: str) -> None:
         assert run.graph is not None

@@ -41,6 +41,8 @@ async def test_results_pass_from_node_to_node(site: Site) -> None:
     assert done["counts"] == {"COMPLETED": 3}
     assert {"source": "a", "target": "c"} in done["edges"]
     assert set((await site.made()).values()) == {1}
+    status, answer = await site.backend.post("/projection/verify")
+    assert (status, answer["equal"]) == (200, True), answer
 
 
 async def test_a_failure_cancels_what_runs_and_a_retry_runs_only_what_did_not_complete(site: Site) -> None:
