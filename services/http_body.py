@@ -58,8 +58,8 @@ async def read_json(request: web.Request, limits: HttpLimits) -> Any:
     Raises :class:`UnsupportedMediaType`, :class:`PayloadTooLarge`, :class:`RequestTimeout` or
     :class:`InvalidInput`.
     """
-    _check_headers(request, limits.body_max_bytes)
-    raw = await _read_bounded(request, limits)
+    check_headers(request, limits.body_max_bytes)
+    raw = await read_bounded(request, limits.body_max_bytes, limits.body_deadline_s)
     if len(raw) > PARSE_INLINE_MAX_BYTES:
         return await asyncio.to_thread(parse_json, raw)
     return parse_json(raw)
@@ -91,38 +91,41 @@ def parse_json(raw: bytes) -> Any:
     return value
 
 
-def _check_headers(request: web.Request, max_bytes: int) -> None:
+def check_headers(request: web.Request, max_bytes: int, media_types: tuple[str, ...] = ("application/json",)) -> None:
+    """Refuse by its headers a body that is compressed, of another type, not UTF-8 or too large."""
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
         found = request.headers["Content-Encoding"][:60]
         raise UnsupportedMediaType("compressed bodies are not read here", field="Content-Encoding", found=found)
-    if request.content_type != "application/json":
+    if request.content_type not in media_types:
         found = request.headers.get("Content-Type", "none")[:60]
-        raise UnsupportedMediaType("the body must be application/json", field="Content-Type", found=found)
+        raise UnsupportedMediaType(f"the body must be {' or '.join(media_types)}", field="Content-Type", found=found)
     charset = request.charset
     if charset is not None and charset.lower() not in ("utf-8", "utf8"):
         raise UnsupportedMediaType("the body must be UTF-8", field="Content-Type", found=charset[:60])
     if request.content_length is not None and request.content_length > max_bytes:
-        raise _too_large(max_bytes, request.content_length)
+        raise too_large(max_bytes, request.content_length)
 
 
-async def _read_bounded(request: web.Request, limits: HttpLimits) -> bytes:
+async def read_bounded(request: web.Request, max_bytes: int, deadline_s: float) -> bytes:
+    """The whole body. Raises :class:`PayloadTooLarge` or :class:`RequestTimeout`."""
     body = bytearray()
     try:
-        async with asyncio.timeout(limits.body_deadline_s):
+        async with asyncio.timeout(deadline_s):
             async for chunk in request.content.iter_any():
                 body += chunk
-                if len(body) > limits.body_max_bytes:
-                    raise _too_large(limits.body_max_bytes, f"more than {limits.body_max_bytes}")
+                if len(body) > max_bytes:
+                    raise too_large(max_bytes, f"more than {max_bytes}")
     except TimeoutError:
-        seconds = limits.body_deadline_s
         found = f"{len(body)} bytes"
-        raise RequestTimeout(f"the body did not arrive within {seconds:g} s", field=BODY, limit=seconds, found=found) from None
+        problem = f"the body did not arrive within {deadline_s:g} s"
+        raise RequestTimeout(problem, field=BODY, limit=deadline_s, found=found) from None
     except web.RequestPayloadError:
         raise BadRequest("the body's transfer encoding is broken", field=BODY) from None
     return bytes(body)
 
 
-def _too_large(limit: int, found: object) -> PayloadTooLarge:
+def too_large(limit: int, found: object) -> PayloadTooLarge:
+    """A body over its limit, in bytes."""
     return PayloadTooLarge(
         BODY,
         f"is larger than {limit} bytes",

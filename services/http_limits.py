@@ -61,6 +61,9 @@ class HttpLimits:
     """Of a batch in one JSON array, which is read whole, and of one in lines, which is read as it comes."""
 
     batch_line_max_bytes: int = MIB
+    batch_deadline_s: float = 60.0
+    """For the whole array, however it trickles; lines may take longer, as long as they come."""
+
     bulk_tasks_max: int = 10_000
     read_wait_s: float = 5.0
     """How long a read waits for the projection to reach what the caller has already seen."""

@@ -1,0 +1,174 @@
+"""Many tasks in one request: each is accepted or refused by itself, and answered, in order, once the log holds it.
+
+A group of tasks is in work at a time; the next is read when the answers of the last are on their way. So a client that does
+not read its answers is not read from either, and one request holds one group in memory, however large it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from typing import Any, Protocol
+
+import orjson
+import structlog
+from aiohttp import web
+from pydantic import ValidationError
+
+from eventq.events.envelope import Trace
+from eventq.events.errors import EventqError, InvalidInput
+from eventq.services.api import Api
+from eventq.services.http_body import BODY, check_headers, parse_json, read_bounded, too_large
+from eventq.services.http_errors import BadRequest, RequestTimeout
+from eventq.services.http_invalid import invalid_input
+from eventq.services.http_limits import PARSE_INLINE_MAX_BYTES, HttpLimits
+from eventq.services.idempotency import keyed_id, record_of
+from eventq.services.schemas import SubmitRequest
+from eventq.services.submission import Accepted, Submission, submit
+
+log = structlog.get_logger("eventq.batch")
+
+GROUP_MAX = 256
+"""Tasks of one request that are in work at once."""
+
+JSON_TYPE, LINES_TYPE = "application/json", "application/x-ndjson"
+
+Item = bytes | dict[str, Any]
+"""One task: a line that is not parsed yet, or an element of an array that is."""
+
+
+class ToSubmission(Protocol):
+    """How a checked request becomes a submission."""
+
+    def __call__(self, body: SubmitRequest, **known: Any) -> Submission: ...
+
+
+async def items_of(request: web.Request, limits: HttpLimits) -> AsyncIterator[list[Any]]:
+    """The tasks of the request in groups, as they come. Raises what is wrong with the body as a whole."""
+    if request.content_type == JSON_TYPE:
+        check_headers(request, limits.batch_array_max_bytes)
+        items = await _array(request, limits)
+        for start in range(0, len(items), GROUP_MAX):
+            yield items[start : start + GROUP_MAX]
+        return
+    check_headers(request, limits.batch_lines_max_bytes, (LINES_TYPE, JSON_TYPE))
+    count = 0
+    async for lines in _lines(request, limits):
+        for start in range(0, len(lines), GROUP_MAX):
+            group = lines[start : start + GROUP_MAX]
+            room = limits.batch_tasks_max - count
+            count += len(group)
+            if room > 0:
+                yield group[:room]
+            if count > limits.batch_tasks_max:
+                raise _too_many(limits.batch_tasks_max, f"more than {limits.batch_tasks_max}")
+
+
+async def _array(request: web.Request, limits: HttpLimits) -> list[Any]:
+    raw = await read_bounded(request, limits.batch_array_max_bytes, limits.batch_deadline_s)
+    value = await asyncio.to_thread(parse_json, raw)
+    if not isinstance(value, list):
+        raise InvalidInput(BODY, "must be a JSON array of tasks", found=type(value).__name__)
+    items: list[Any] = value
+    if len(items) > limits.batch_tasks_max:
+        raise _too_many(limits.batch_tasks_max, len(items))
+    return items
+
+
+async def _lines(request: web.Request, limits: HttpLimits) -> AsyncIterator[list[bytes]]:
+    """Whole lines that are not blank, as many as came together."""
+    rest, size = b"", 0
+    while True:
+        try:
+            async with asyncio.timeout(limits.blob_stall_s):
+                piece = await request.content.readany()
+        except TimeoutError:
+            problem = f"the body stood still for {limits.blob_stall_s:g} s"
+            raise RequestTimeout(problem, field=BODY, limit=limits.blob_stall_s, found=f"{size} bytes") from None
+        except web.RequestPayloadError:
+            raise BadRequest("the body's transfer encoding is broken", field=BODY) from None
+        size += len(piece)
+        if size > limits.batch_lines_max_bytes:
+            raise too_large(limits.batch_lines_max_bytes, f"more than {limits.batch_lines_max_bytes}")
+        *lines, rest = (rest + piece).split(b"\n") if piece else (rest, b"")
+        if len(rest) > limits.batch_line_max_bytes:
+            raise too_large(limits.batch_line_max_bytes, f"a line of more than {limits.batch_line_max_bytes}")
+        if lines := [line for line in lines if line.strip()]:
+            yield lines
+        if not piece:
+            return
+
+
+def _too_many(limit: int, found: object) -> InvalidInput:
+    return InvalidInput(BODY, f"holds more than {limit} tasks", limit=limit, found=found)
+
+
+class Batch:
+    """The tasks of one request. ``accepted`` and ``refused`` count what was answered so far."""
+
+    def __init__(
+        self, api: Api, to_submission: ToSubmission, *, requested_by: str, trace: Trace, idempotency_key: str | None
+    ) -> None:
+        self.accepted = 0
+        self.refused = 0
+        self.queues: dict[str, int] = {}
+        """How many were accepted for each queue."""
+        self._api = api
+        self._to_submission = to_submission
+        self._requested_by = requested_by
+        self._trace = trace
+        self._key = idempotency_key
+
+    async def submit(self, group: Iterable[Any]) -> list[dict[str, Any]]:
+        """What became of each of the group, in order, once it is settled."""
+        first = self.accepted + self.refused
+        answers = await asyncio.gather(*(self._answer(index, item) for index, item in enumerate(group, first)))
+        refused = sum("error" in answer for answer in answers)
+        self.refused += refused
+        self.accepted += len(answers) - refused
+        return answers
+
+    async def _answer(self, index: int, item: Item) -> dict[str, Any]:
+        try:
+            accepted = await self._submit(index, item)
+        except EventqError as error:
+            return {"index": index, "error": error_of(error)}
+        except Exception:
+            log.exception("batch.failed", index=index)
+            return {"index": index, "error": {"code": "INTERNAL_ERROR", "detail": "Internal error; the log has the details."}}
+        queue = accepted.submitted.queue
+        self.queues[queue] = self.queues.get(queue, 0) + 1
+        answer = {
+            "index": index,
+            "task_id": accepted.task_id,
+            "status": accepted.task.status.value,
+            "version": accepted.task.version,
+        }
+        return answer | {"duplicate": True} if accepted.duplicate else answer
+
+    async def _submit(self, index: int, item: Item) -> Accepted:
+        value: Any = item
+        if isinstance(item, bytes):
+            large = len(item) > PARSE_INLINE_MAX_BYTES
+            value = await asyncio.to_thread(parse_json, item) if large else parse_json(item)
+        if not isinstance(value, dict):
+            raise InvalidInput(BODY, "must be a JSON object", found=type(value).__name__)
+        try:
+            body = SubmitRequest.model_validate(value)
+        except ValidationError as error:
+            raise invalid_input(error, SubmitRequest, as_pointers=True) from None
+        known: dict[str, Any] = {"requested_by": self._requested_by}
+        if self._key is not None:
+            known["idempotency"] = record_of(self._key, ["batch", index, value])
+            known["task_id"] = keyed_id(self._key, "batch", str(index))
+        return await submit(self._api, self._to_submission(body, **known), self._trace)
+
+
+def error_of(error: EventqError) -> dict[str, Any]:
+    """A refusal as it stands in the answer of a batch."""
+    return {"code": error.code, "detail": error.detail, **error.fields}
+
+
+def line(answer: dict[str, Any]) -> bytes:
+    """One answer as a line."""
+    return orjson.dumps(answer, default=str) + b"\n"

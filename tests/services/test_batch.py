@@ -1,0 +1,88 @@
+"""Many tasks in one request, over the real log."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import orjson
+
+from tests.services.backend import Backend
+
+LINES = {"Content-Type": "application/x-ndjson"}
+
+
+def task(width: int = 10, **more: Any) -> dict[str, Any]:
+    return {"task_name": "resize", "task_kwargs": {"width": width}, **more}
+
+
+async def batch(backend: Backend, tasks: list[Any], **headers: str) -> list[Any]:
+    body = b"".join(orjson.dumps(each) + b"\n" for each in tasks)
+    async with backend.client.post("/api/v1/tasks/batch", data=body, headers={**LINES, **headers}) as answer:
+        assert answer.status == 200, await answer.text()
+        return [orjson.loads(line) for line in (await answer.read()).splitlines()]
+
+
+async def test_each_task_is_accepted_or_refused_by_itself_and_in_order(backend: Backend) -> None:
+    *lines, last = await batch(backend, [task(1), task(0), {"task_name": "nobody"}, [], task(2)])
+    assert last == {"accepted": 2, "refused": 3}
+    assert [line["index"] for line in lines] == [0, 1, 2, 3, 4]
+    assert [line.get("error", {}).get("field") for line in lines] == [None, "/task_kwargs/width", "task_name", "body", None]
+    _, read = await backend.get(f"/tasks/{lines[4]['task_id']}")
+    assert read["task_kwargs"] == {"width": 2}
+
+
+async def test_ten_thousand_tasks_are_accepted_and_one_more_is_not(backend: Backend) -> None:
+    *lines, last = await batch(backend, [task()] * 10_001)
+    assert last == {"accepted": 10_000, "refused": 0}
+    assert lines[-1]["error"]["limit"] == 10_000
+    assert len({line["task_id"] for line in lines[:-1]}) == 10_000
+    assert await backend.last_position() >= 10_000
+
+
+async def test_an_array_is_a_batch_as_well_and_may_be_answered_as_one_object(backend: Backend) -> None:
+    status, answer = await backend.post("/tasks/batch", [task(1), task(0)], headers={"Accept": "application/json"})
+    assert (status, answer["accepted"], answer["refused"]) == (200, 1, 1)
+    assert [each["index"] for each in answer["tasks"]] == [0, 1]
+    status, answer = await backend.post("/tasks/batch", task())
+    assert (status, answer["field"]) == (400, "body")
+    status, answer = await backend.post("/tasks/batch", [task()] * 10_001)
+    assert (status, answer["limit"], answer["found"]) == (400, 10_000, 10_001)
+
+
+async def test_a_batch_sent_again_under_its_key_makes_nothing_new(backend: Backend) -> None:
+    first = await batch(backend, [task(1), task(2)], **{"Idempotency-Key": "k"})
+    before = await backend.last_position()
+    assert await batch(backend, [task(1), task(2)], **{"Idempotency-Key": "k"}) == first
+    *lines, last = await batch(backend, [task(1), task(3)], **{"Idempotency-Key": "k"})
+    assert (last, lines[1]["error"]["code"]) == ({"accepted": 1, "refused": 1}, "IDEMPOTENCY_KEY_REUSED")
+    assert await backend.last_position() == before
+
+
+async def test_what_was_sent_is_answered_before_the_rest_comes(backend: Backend) -> None:
+    rest = asyncio.Event()
+
+    async def body() -> AsyncIterator[bytes]:
+        yield orjson.dumps(task(1)) + b"\n"
+        await rest.wait()
+        yield orjson.dumps(task(2))
+
+    async with backend.client.post("/api/v1/tasks/batch", data=body(), headers=LINES) as answer:
+        async with asyncio.timeout(5):
+            first = orjson.loads(await answer.content.readline())
+        rest.set()
+        others = [orjson.loads(line) for line in (await answer.read()).splitlines()]
+    assert first["index"] == 0
+    assert [line.get("index") for line in others] == [1, None]
+
+
+async def test_a_body_that_stands_still_is_said_to_and_what_came_stays(backend: Backend) -> None:
+    async def body() -> AsyncIterator[bytes]:
+        yield orjson.dumps(task(1)) + b"\n"
+        await asyncio.Event().wait()
+
+    async with backend.client.post("/api/v1/tasks/batch", data=body(), headers=LINES) as answer:
+        lines = [orjson.loads(line) for line in (await answer.read()).splitlines()]
+    assert lines[1]["error"]["code"] == "REQUEST_TIMEOUT"
+    assert lines[2] == {"accepted": 1, "refused": 0}
