@@ -24,6 +24,7 @@ from eventq.events.task import ACCEPTS, Status, Task
 from eventq.projections.queries import TaskFilter
 from eventq.services.api import SOURCE, Api
 from eventq.services.bulk_models import SAMPLE_MAX, Action, BulkAnswer, BulkRequest, DoneAnswer, SelectionChanged, TaskSelector
+from eventq.services.disposal import clean
 from eventq.services.idempotency import keyed_id
 from eventq.services.submission import RETRYABLE, repeat
 from eventq.services.task_control import resume
@@ -183,7 +184,7 @@ async def _steer(api: Api, body: BulkRequest, task_id: str, task: Task, requeste
         case "resume":
             return await resume(api, task_id, requested_by, trace)
         case _:
-            command = CleanTask(requested_by, "requested")
+            return await clean(api.log, api.blobs, task_id, requested_by, trace)
     return (await handle(api.log, task_id, command, source=SOURCE, trace=trace, task=task)).state
 
 

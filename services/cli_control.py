@@ -280,7 +280,7 @@ def submit_batch(
                 elif "task_id" in line:
                     sys.stdout.write(line["task_id"] + "\n")
                 elif "error" in line:
-                    output.note(clean(f"line {line['index'] + 1}: {line['error']['detail']}"), style="red")
+                    output.note(clean(f"task {line['index']}: {line['error']['detail']}"), style="red")
         return summary
 
     if source == "-":

@@ -285,6 +285,8 @@ async def repeat(
     except IllegalTransition:
         if new_task_id is None:
             raise
+        if (known := await _known(api, new_task_id, idempotency)) is not None:
+            return known
         return await _duplicate(api, new_task_id, await read_task(api.log, new_task_id, fresh=True))
 
 

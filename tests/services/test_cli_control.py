@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import pytest
 
@@ -74,3 +75,16 @@ async def test_dead_letters_are_listed_and_redriven(backend: Backend, run: Run) 
     done = await run("dead-letters", "redrive", task_id, "--json")
     assert (done.code, done.json["redriven"]) == (ExitCode.DONE, 1)
     assert (await run("dead-letters", "list", "--json")).json["total"] == 0
+
+
+async def test_a_file_of_tasks_is_submitted_and_refusals_are_told(backend: Backend, run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "tasks.ndjson"
+    good, bad = '{"task_name": "resize", "task_kwargs": {"width": 3}}', '{"task_name": "resize", "task_kwargs": {"width": 0}}'
+    file.write_text(f"{good}\n\n{bad}\n{good}\n")
+    done = await run("submit-batch", str(file))
+    assert (done.code, len(done.stdout.splitlines())) == (ExitCode.FAILED, 2)
+    assert "task 1: /task_kwargs/width" in done.stderr
+    lines = (await run("submit-batch", str(file), "--json")).lines
+    assert lines[-1] == {"accepted": 2, "refused": 1}
+    assert (await run("submit-batch", str(tmp_path / "none"))).code == ExitCode.NOT_FOUND
+    assert (await backend.get("/tasks"))[1]["total"] == 4

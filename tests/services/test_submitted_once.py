@@ -1,0 +1,105 @@
+"""Idempotency keys and unique tasks: races of two processes, deaths between the steps, and what a claim is for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from eventq.events.envelope import NO_TRACE
+from eventq.events.ids import new_id
+from eventq.services import submission
+from eventq.services.idempotency import KeyReused, keyed_id, record_of
+from eventq.services.submission import Submission, submit
+from tests.services.backend import Backend
+
+BODY = {"task_name": "resize", "task_kwargs": {"width": 10}}
+
+
+def keyed(width: int = 10) -> Submission:
+    """As each of several processes makes it of the same request."""
+    record = record_of("k", {"width": width})
+    return Submission("resize", kwargs={"width": width}, idempotency=record, task_id=keyed_id("k", "tasks"))
+
+
+async def test_the_same_request_under_a_key_is_answered_the_same(backend: Backend) -> None:
+    headers = {"Idempotency-Key": '"k"'}
+    first = await backend.post("/tasks", BODY, headers=headers)
+    await backend.complete(first[1]["task_id"])
+    assert await backend.post("/tasks", BODY, headers={"Idempotency-Key": "k"}) == first
+    status, answer = await backend.post("/tasks", {**BODY, "priority": 1}, headers=headers)
+    assert (status, answer["code"]) == (422, "IDEMPOTENCY_KEY_REUSED")
+
+
+async def test_a_refused_request_does_not_burn_its_key(backend: Backend) -> None:
+    headers = {"Idempotency-Key": "k"}
+    status, _ = await backend.post("/tasks", {**BODY, "task_kwargs": {"width": 0}}, headers=headers)
+    assert status == 400
+    assert (await backend.post("/tasks", BODY, headers=headers))[0] == 201
+
+
+@pytest.mark.parametrize("key", ["", "x" * 256, "é"])
+async def test_what_is_no_key_is_refused(backend: Backend, key: str) -> None:
+    status, answer = await backend.post("/tasks", BODY, headers={"Idempotency-Key": key})
+    assert (status, answer["field"]) == (400, "Idempotency-Key")
+
+
+async def test_processes_that_submit_under_one_key_at_once_make_one_task(backend: Backend) -> None:
+    accepted = await asyncio.gather(*(submit(backend.api, keyed(), NO_TRACE) for _ in range(20)))
+    assert len({(each.task_id, each.created_at) for each in accepted}) == 1
+    with pytest.raises(KeyReused):
+        await submit(backend.api, keyed(11), NO_TRACE)
+
+
+async def test_unique_tasks_submitted_at_once_are_one_until_it_has_finished(backend: Backend) -> None:
+    answers = await asyncio.gather(*(backend.post("/tasks", {**BODY, "unique": True}) for _ in range(5)))
+    assert sorted(status for status, _ in answers) == [200, 200, 200, 200, 201]
+    (task_id,) = {answer["task_id"] for _, answer in answers}
+    await backend.complete(task_id)
+    status, answer = await backend.post("/tasks", {**BODY, "unique": True})
+    assert (status, answer["duplicate"]) == (201, False)
+    assert answer["task_id"] != task_id
+
+
+async def test_without_the_claim_there_would_be_several(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def claims_nothing(*_: Any, **__: Any) -> None:
+        return None
+
+    monkeypatch.setattr(submission, "handle_any", claims_nothing)
+    answers = await asyncio.gather(*(backend.post("/tasks", {**BODY, "unique": True}) for _ in range(5)))
+    assert len({answer["task_id"] for _, answer in answers}) > 1
+
+
+async def test_a_claim_whose_submitter_died_is_fulfilled_by_the_next(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: Iterator[str] = iter([dead := new_id(), new_id()])
+
+    def dies(name: str) -> None:
+        if name == "submit.after_claim":
+            raise RuntimeError("killed")
+
+    monkeypatch.setattr(submission, "new_id", lambda: next(made))
+    monkeypatch.setattr(submission, "failpoint", dies)
+    wanted = Submission("resize", kwargs={"width": 10}, unique_key="k")
+    with pytest.raises(RuntimeError, match="killed"):
+        await submit(backend.api, wanted, NO_TRACE)
+    accepted = await submit(backend.api, wanted, NO_TRACE)
+    assert (accepted.task_id, accepted.duplicate) == (dead, False)
+    assert (await submit(backend.api, wanted, NO_TRACE)).duplicate
+
+
+async def test_an_answer_waits_for_the_outcome_or_says_that_there_is_none_yet(backend: Backend) -> None:
+    status, answer = await backend.post("/tasks", BODY, headers={"Prefer": "wait=0"})
+    assert (status, answer["status"]) == (202, "PENDING")
+    headers = {"Idempotency-Key": "k", "Prefer": "wait=20"}
+    waiting = asyncio.create_task(backend.post("/tasks", BODY, headers=headers))
+    task_id = keyed_id("k", "tasks")
+    async with asyncio.timeout(10):
+        while await backend.log.last("tasks", task_id, fresh=True) is None:
+            await asyncio.wait([waiting], timeout=0.01)
+    await backend.complete(task_id, {"rows": 3})
+    status, answer = await waiting
+    assert (status, answer["status"], answer["result"]) == (201, "COMPLETED", {"rows": 3})
+    status, answer = await backend.post("/tasks", BODY, headers={"Prefer": "wait=61"})
+    assert (status, answer["limit"], answer["found"]) == (400, 60, 61)
