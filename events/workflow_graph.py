@@ -46,7 +46,7 @@ class Graph:
 def check_graph(nodes: Sequence[Node]) -> None:
     """Raise ``InvalidInput`` naming the first thing that makes these no workflow."""
     _check_size(nodes)
-    places = {}
+    places: dict[str, int] = {}
     for number, node in enumerate(nodes):
         if node.name in places:
             raise InvalidInput(f"/nodes/{number}/name", "is the name of another node as well", found=node.name)

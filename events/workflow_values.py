@@ -48,12 +48,14 @@ def references(value: JSON, field: str, depth: int = 0) -> list[tuple[Wanted, st
         raise InvalidInput(field, "is nested too deeply", limit=REFERENCE_DEPTH_MAX)
     found: list[tuple[Wanted, str]] = []
     if isinstance(value, dict):
-        if FROM in value:
-            return [(read_reference(value, field)[0], field)]
-        for name, part in value.items():
+        fields: dict[str, Any] = value
+        if FROM in fields:
+            return [(read_reference(fields, field)[0], field)]
+        for name, part in fields.items():
             found += references(part, f"{field}/{name}", depth + 1)
     elif isinstance(value, list):
-        for number, part in enumerate(value):
+        items: list[Any] = value
+        for number, part in enumerate(items):
             found += references(part, f"{field}/{number}", depth + 1)
     return found
 
@@ -74,13 +76,15 @@ def wanted_by_task(task: Submitted) -> frozenset[Wanted]:
 def resolve(value: JSON, results: Mapping[Wanted, JSON]) -> JSON:
     """``value`` with its references replaced. Raises :class:`Unresolved` where a pointer leads nowhere."""
     if isinstance(value, dict):
-        if FROM in value:
-            wanted, path = read_reference(value, "")
+        fields: dict[str, Any] = value
+        if FROM in fields:
+            wanted, path = read_reference(fields, "")
             known = results[wanted]
             return None if known is None else point(known, path, wanted.node)
-        return {name: resolve(part, results) for name, part in value.items()}
+        return {name: resolve(part, results) for name, part in fields.items()}
     if isinstance(value, list):
-        return [resolve(part, results) for part in value]
+        items: list[Any] = value
+        return [resolve(part, results) for part in items]
     return value
 
 
@@ -88,13 +92,19 @@ def point(value: JSON, path: str, node: str) -> JSON:
     """What stands at a JSON pointer. Raises :class:`Unresolved`."""
     for token in path.split("/")[1:]:
         name = token.replace("~1", "/").replace("~0", "~")
-        if isinstance(value, dict) and name in value:
-            value = value[name]
-        elif isinstance(value, list) and name.isascii() and name.isdigit() and int(name) < len(value):
-            value = value[int(name)]
+        fields: dict[str, Any] = value if isinstance(value, dict) else {}
+        items: list[Any] = value if isinstance(value, list) else []
+        if name in fields:
+            value = fields[name]
+        elif _is_index(name, len(items)):
+            value = items[int(name)]
         else:
             raise Unresolved(f"the result of {node} has nothing at {path[:80]!r}")
     return value
+
+
+def _is_index(token: str, length: int) -> bool:
+    return len(token) < 10 and token.isascii() and token.isdigit() and int(token) < length
 
 
 def all_hold(conditions: Iterable[Condition], results: Mapping[Wanted, JSON]) -> bool:

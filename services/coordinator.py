@@ -292,28 +292,37 @@ class Coordinator:
         owner = run.unmade.get(task_id)
         if owner is None or (run.state.ending is not None and not owner.compensation):
             return
-        submitted = await self._task(run, owner)
+        submitted, problem = await self._task(run, owner)
+        if submitted is None:
+            await self._make_void(run, task_id, f"it cannot be made: {problem}")
+            return
         failpoint("workflow.before_submit")
         with suppress(IllegalTransition):  # made already
             await self._submitter.submit(task_id, submitted)
         followed.made.add(task_id)
         failpoint("workflow.after_submit")
 
-    async def _task(self, run: Run, owner: Owner) -> Submitted:
+    async def _task(self, run: Run, owner: Owner) -> tuple[Submitted | None, str]:
+        """What to submit; or ``None`` and why not, where a result was destroyed since the node was released. What undoes
+        work runs without such a result, and says itself what it lacks."""
         results: dict[Wanted, JSON] = {}
         lost: dict[Wanted, str] = {}
         await self._fetch(run, needed_by(run, owner), results, lost)
+        problem = next(iter(lost.values()), "")
         try:
             submitted = task_of(run, owner, results)
         except Unresolved as error:
-            # A compensation asks for something that is not there: it runs without, and says so itself.
-            log.warning("coordinator.unresolved", workflow_id=run.workflow_id, node=owner.node, problem=str(error))
+            problem = str(error)
             submitted = task_of(run, owner, {})
+        if problem:
+            log.warning("coordinator.unresolved", workflow_id=run.workflow_id, node=owner.node, problem=problem)
+            if not owner.compensation:
+                return None, problem
         encoded = orjson.dumps({"args": submitted.args, "kwargs": submitted.kwargs})
         if len(encoded) <= INLINE_PAYLOAD_MAX_BYTES:
-            return submitted
+            return submitted, ""
         stored = await self._blobs.put_async(encoded, media_type="application/json")
-        return submitted.model_copy(update={"args": [], "kwargs": {}, "input": stored})
+        return submitted.model_copy(update={"args": [], "kwargs": {}, "input": stored}), ""
 
     async def _stop_tasks(self, followed: Followed) -> None:
         """Cancel what runs of a workflow that stops; what undoes its work goes on. Released tasks that nobody made are made
@@ -322,21 +331,21 @@ class Coordinator:
         await self._make(followed)
         for task_id in [each for each, owner in run.unmade.items() if not owner.compensation]:
             if task_id not in followed.voided:
-                await self._make_void(run, task_id)
+                await self._make_void(run, task_id, _why(run))
                 followed.voided.add(task_id)
         unfinished = dict(run.unfinished_tasks())
 
         async def cancel(task_id: str) -> None:
             tree, root = unfinished[task_id], run.owner(run.tasks[task_id])
             if task_id not in tree.cancelled and root is not None and not root.compensation:
-                await self._cancel(run, task_id)
+                await self._cancel(run, task_id, _why(run))
                 tree.cancelled.add(task_id)
 
         failures = await _each(list(unfinished), cancel)
         if failures:
             raise failures[0][1]
 
-    async def _make_void(self, run: Run, task_id: str) -> None:
+    async def _make_void(self, run: Run, task_id: str, why: str | None) -> None:
         assert run.graph is not None
         template = run.graph.nodes[run.unmade[task_id].node].task
         assert template is not None
@@ -352,14 +361,12 @@ class Coordinator:
         )
         with suppress(IllegalTransition):  # made after all
             await self._submitter.submit(task_id, void)
-        await self._cancel(run, task_id)
+        await self._cancel(run, task_id, why)
 
-    async def _cancel(self, run: Run, task_id: str) -> None:
-        state = run.state
-        who = state.cancel_requested_by or SOURCE
-        reason = state.cancel_reason if state.cancel_requested_by else f"its workflow ends as {state.ending}"
+    async def _cancel(self, run: Run, task_id: str, why: str | None) -> None:
+        who = run.state.cancel_requested_by or SOURCE
         try:
-            await handle(self._log, task_id, CancelTask(who, reason), source=SOURCE)
+            await handle(self._log, task_id, CancelTask(who, why), source=SOURCE)
         except (Conflict, TaskNotFound):
             return  # it ended meanwhile
 
@@ -401,6 +408,11 @@ class Coordinator:
             if len(self._results) > RESULTS_KEPT:
                 self._results.popitem(last=False)
         return result
+
+
+def _why(run: Run) -> str | None:
+    """Why the tasks of a workflow that stops are cancelled."""
+    return run.state.cancel_reason if run.state.cancel_requested_by else f"its workflow ends as {run.state.ending}"
 
 
 async def read_definition(blobs: BlobStore, created: WorkflowCreated) -> Definition:

@@ -196,7 +196,7 @@ def _lenient(declaration: TaskDeclaration, task: NodeBody | CompensationBody) ->
     properties: dict[str, Any] = declaration.arguments.get("properties", {})
     if not any(name in properties for name in unknown):
         return declaration
-    admitted = properties | {name: {} for name in unknown if name in properties}
+    admitted: dict[str, Any] = properties | {name: {} for name in unknown if name in properties}
     # A name of its own, so that the check of the whole declaration stays remembered.
     return declaration.model_copy(
         update={"arguments": {**declaration.arguments, "properties": admitted}, "name": f"{declaration.name} with references"}

@@ -8,12 +8,18 @@ from typing import Any
 
 import pytest
 
+from eventq.events.commands import CleanTask
+from eventq.events.errors import IllegalTransition
+from eventq.events.handle import handle, handle_any
 from eventq.events.task_events import Submitted
-from eventq.events.workflow import node_task_id
+from eventq.events.workflow import WORKFLOWS, AdvanceWorkflow, node_task_id
+from eventq.events.workflow_events import NodeEnd, WorkflowAdvanced
 from tests.services.backend import Backend
 from tests.services.workflows import Site, TaskFailure, statuses, step
 from tests.support.nats import NatsServer
 from tests.support.poll import eventually
+
+LATE: dict[str, Any] = {"task_name": "echo", "pool": "cpu", "queue": "default", "priority": 7, "max_retries": 0}
 
 
 @pytest.fixture
@@ -255,9 +261,102 @@ async def test_lists_filter_by_status_and_name(site: Site) -> None:
 
 async def test_wide_and_deep_graphs_run(site: Site) -> None:
     async with site.coordinator(), site.workers(16):
-        wide = await site.submit(step("a"), *(step(f"n{n}", "a") for n in range(150)))
-        chain = [step("n0"), *(step(f"n{n}", f"n{n - 1}") for n in range(1, 60))]
+        wide = await site.submit(step("a"), *(step(f"n{n}", "a") for n in range(300)))
+        chain = [step("n0"), *(step(f"n{n}", f"n{n - 1}") for n in range(1, 100))]
         deep = await site.submit(*chain)
-        for workflow_id in (wide, deep):
+        many = [await site.submit(step("a"), *(step(f"b{n}", "a") for n in range(8)), step("c", "b0")) for _ in range(100)]
+        for workflow_id in (wide, deep, *many):
             await site.until(workflow_id, "COMPLETED", patience_s=60)
     assert set((await site.made()).values()) == {1}
+
+
+async def test_what_was_released_and_never_made_never_runs_once_the_workflow_is_cancelled(site: Site) -> None:
+    """The coordinator died between its event and the tasks; before the next one looks, somebody cancels."""
+    workflow_id = await site.submit(step("a"), step("b", "a"))
+    log = site.backend.log
+    command = AdvanceWorkflow(1, WorkflowAdvanced(released=["a"]))
+    await handle_any(log, WORKFLOWS, workflow_id, command, source="dead")
+    status, _ = await site.backend.post(f"/workflows/{workflow_id}/cancel")
+    assert status == 200
+    async with site.coordinator(), site.workers():
+        cancelled = await site.until(workflow_id, "CANCELLED")
+    assert statuses(cancelled) == {"a": "CANCELLED", "b": "CANCELLED"}
+    task_id = node_task_id(workflow_id, "a", 1)
+    with pytest.raises(IllegalTransition):
+        await site.backend.api.submitter.submit(task_id, Submitted(**LATE))
+    assert [event.type for event in await site.history() if event.aggregate_id == task_id] == ["submitted", "cancelled"]
+
+
+async def test_what_was_released_and_never_made_is_made_by_another_coordinator(site: Site) -> None:
+    workflow_id = await site.submit(step("a"), step("b", "a"))
+    command = AdvanceWorkflow(1, WorkflowAdvanced(released=["a"]))
+    await handle_any(site.backend.log, WORKFLOWS, workflow_id, command, source="dead")
+    async with site.coordinator(), site.coordinator(), site.workers():
+        await site.until(workflow_id, "COMPLETED")
+    assert set((await site.made()).values()) == {1}
+
+
+async def test_an_ended_workflow_is_retried_by_a_coordinator_that_never_saw_it(site: Site) -> None:
+    site.code["b"] = fail
+    site.held = {"a"}
+    async with site.workers():
+        async with site.coordinator():
+            workflow_id = await site.submit(
+                step("a"),
+                step("b", "a", max_retries=0),
+                step("c", "b", task_kwargs={"message": [{"$from": "a", "children": True}, {"$from": "a"}]}),
+            )
+            await site.until_node(workflow_id, "a", "RUNNING")
+            parent = node_task_id(workflow_id, "a", 1)
+
+            async def started() -> bool:
+                return (await site.task(parent)).status == "RUNNING"
+
+            await eventually(started, timeout=20, what="the parent runs")
+            child = Submitted(**{**LATE, "parent_task_id": parent, "workflow_id": workflow_id, "kwargs": {"message": 1}})
+            await site.backend.api.submitter.submit("child", child)
+            site.held = set()
+            await site.until(workflow_id, "FAILED")
+        site.code = {}
+        async with site.coordinator():
+            status, _ = await site.backend.post(f"/workflows/{workflow_id}/retry")
+            assert status == 200
+            done = await site.until(workflow_id, "COMPLETED")
+    assert done["result"] == {"c": {"message": [[{"message": 1}], []]}}
+
+
+async def test_a_result_that_was_given_up_fails_the_node_that_needs_it(site: Site) -> None:
+    async with site.coordinator(), site.workers():
+        workflow_id = await site.submit(
+            step("a"),
+            {"name": "ok", "kind": "approval", "depends_on": ["a"]},
+            step("b", "ok", task_kwargs={"message": {"$from": "a"}}),
+        )
+        await site.until_node(workflow_id, "ok", "WAITING")
+    await handle(site.backend.log, node_task_id(workflow_id, "a", 1), CleanTask("ada", "requested"), source="test")
+    async with site.coordinator():
+        await site.backend.post(f"/workflows/{workflow_id}/nodes/ok/approve", {"by": "ada"})
+        failed = await site.until(workflow_id, "FAILED")
+    assert "given up" in failed["nodes"][2]["reason"]
+
+
+async def test_a_result_that_was_given_up_before_the_released_task_was_made_fails_the_node(site: Site) -> None:
+    site.held = {"a"}
+    async with site.workers():
+        async with site.coordinator():
+            workflow_id = await site.submit(step("a"), step("b", "a", task_kwargs={"message": {"$from": "a"}}))
+            await site.until_node(workflow_id, "a", "RUNNING")
+        site.held = set()
+        task_id = node_task_id(workflow_id, "a", 1)
+
+        async def completed() -> bool:
+            return (await site.task(task_id)).status == "COMPLETED"
+
+        await eventually(completed, timeout=20, what="the task completes")
+        event = WorkflowAdvanced(finished=[NodeEnd(node="a", outcome="COMPLETED")], released=["b"])
+        await handle_any(site.backend.log, WORKFLOWS, workflow_id, AdvanceWorkflow(2, event), source="dead")
+        await handle(site.backend.log, task_id, CleanTask("ada", "requested"), source="test")
+        async with site.coordinator():
+            failed = await site.until(workflow_id, "FAILED")
+    assert statuses(failed) == {"a": "COMPLETED", "b": "CANCELLED"}
+    assert failed["because"] == "b"

@@ -101,8 +101,8 @@ class Site:
                 await handle(log, task_id, ConfirmCancel(task.attempt), source="w")
                 return
         try:
-            code = self.code.get(submitted.node or "", lambda given: given.kwargs or given.args)
-            result = code(submitted)
+            code = self.code.get(submitted.node or "")
+            result = (submitted.kwargs or submitted.args) if code is None else code(submitted)
         except TaskFailure as failure:
             error = ErrorInfo(type="TaskFailure", message=str(failure))
             await handle(log, task_id, FailAttempt(task.attempt, error, retry_in_s=None, now=datetime.now(UTC)), source="w")
