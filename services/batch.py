@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import orjson
 import structlog
@@ -69,7 +69,7 @@ async def _array(request: web.Request, limits: HttpLimits) -> list[Any]:
     value = await asyncio.to_thread(parse_json, raw)
     if not isinstance(value, list):
         raise InvalidInput(BODY, "must be a JSON array of tasks", found=type(value).__name__)
-    items: list[Any] = value
+    items = cast("list[Any]", value)
     if len(items) > limits.batch_tasks_max:
         raise _too_many(limits.batch_tasks_max, len(items))
     return items
