@@ -7,7 +7,7 @@ not read its answers is not read from either, and one request holds one group in
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any, Protocol, cast
 
 import orjson
@@ -69,7 +69,7 @@ async def _array(request: web.Request, limits: HttpLimits) -> list[Any]:
     value = await asyncio.to_thread(parse_json, raw)
     if not isinstance(value, list):
         raise InvalidInput(BODY, "must be a JSON array of tasks", found=type(value).__name__)
-    items = cast("list[Any]", value)
+    items = [*cast("Sequence[Any]", value)]
     if len(items) > limits.batch_tasks_max:
         raise _too_many(limits.batch_tasks_max, len(items))
     return items
