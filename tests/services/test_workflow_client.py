@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,7 +63,7 @@ async def test_the_command_line_has_workflows(site: Site, tmp_path: Path) -> Non
         return await asyncio.to_thread(eventq, "workflows", *arguments, "--api", api, cwd=tmp_path)
 
     file = tmp_path / "w.json"
-    nodes = [{"name": "a", "task_name": "echo"}, {"name": "ok", "kind": "approval", "depends_on": ["a"]}]
+    nodes: list[dict[str, Any]] = [{"name": "a", "task_name": "echo"}, {"name": "ok", "kind": "approval", "depends_on": ["a"]}]
     file.write_text(json.dumps({"name": "w", "nodes": nodes}))
     submitted = await run("submit", str(file), "--json")
     workflow_id = submitted.json["workflow_id"]

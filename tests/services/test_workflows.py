@@ -19,7 +19,7 @@ from tests.services.workflows import Site, TaskFailure, statuses, step
 from tests.support.nats import NatsServer
 from tests.support.poll import eventually
 
-LATE: dict[str, Any] = {"task_name": "echo", "pool": "cpu", "queue": "default", "priority": 7, "max_retries": 0}
+ECHO = Submitted(task_name="echo", pool="cpu", queue="default", priority=7, max_retries=0)
 
 
 @pytest.fixture
@@ -143,10 +143,7 @@ async def test_what_running_tasks_spawn_belongs_to_their_node(site: Site) -> Non
             return (await site.task(parent)).status == "RUNNING"
 
         await eventually(started, timeout=20, what="the parent runs")
-        child = Submitted(
-            task_name="echo", pool="cpu", queue="default", priority=7, max_retries=0,
-            kwargs={"message": 1}, parent_task_id=parent, workflow_id=workflow_id,
-        )  # fmt: skip
+        child = ECHO.model_copy(update={"parent_task_id": parent, "workflow_id": workflow_id})
         for number in range(3):
             spawned = child.model_copy(update={"kwargs": {"message": number}})
             await site.backend.api.submitter.submit(f"child-{number}", spawned)
@@ -170,9 +167,7 @@ async def test_two_coordinators_make_every_task_once(site: Site) -> None:
 
 async def test_a_task_under_an_id_of_its_own_is_made_twice_by_two(site: Site) -> None:
     """The negative control: without the derived id the judge of these tests sees two tasks of one node."""
-    node = Submitted(
-        task_name="echo", pool="cpu", queue="default", priority=7, max_retries=0, workflow_id="w", node="a"
-    )  # fmt: skip
+    node = ECHO.model_copy(update={"workflow_id": "w", "node": "a"})
     for task_id in ("by-one", "by-other"):
         await site.backend.api.submitter.submit(task_id, node)
     assert await site.made() == {"w a": 2}
@@ -283,7 +278,7 @@ async def test_what_was_released_and_never_made_never_runs_once_the_workflow_is_
     assert statuses(cancelled) == {"a": "CANCELLED", "b": "CANCELLED"}
     task_id = node_task_id(workflow_id, "a", 1)
     with pytest.raises(IllegalTransition):
-        await site.backend.api.submitter.submit(task_id, Submitted(**LATE))
+        await site.backend.api.submitter.submit(task_id, ECHO)
     assert [event.type for event in await site.history() if event.aggregate_id == task_id] == ["submitted", "cancelled"]
 
 
@@ -313,7 +308,8 @@ async def test_an_ended_workflow_is_retried_by_a_coordinator_that_never_saw_it(s
                 return (await site.task(parent)).status == "RUNNING"
 
             await eventually(started, timeout=20, what="the parent runs")
-            child = Submitted(**{**LATE, "parent_task_id": parent, "workflow_id": workflow_id, "kwargs": {"message": 1}})
+            fields = {"parent_task_id": parent, "workflow_id": workflow_id, "kwargs": {"message": 1}}
+            child = ECHO.model_copy(update=fields)
             await site.backend.api.submitter.submit("child", child)
             site.held = set()
             await site.until(workflow_id, "FAILED")
