@@ -6,8 +6,8 @@ pointer, RFC 6901), ``"children": true`` for the list of the results of the task
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
 from eventq.events.data import JSON
 from eventq.events.errors import InvalidInput
@@ -48,13 +48,13 @@ def references(value: JSON, field: str, depth: int = 0) -> list[tuple[Wanted, st
         raise InvalidInput(field, "is nested too deeply", limit=REFERENCE_DEPTH_MAX)
     found: list[tuple[Wanted, str]] = []
     if isinstance(value, dict):
-        fields: dict[str, Any] = value
+        fields = cast("dict[str, Any]", value)
         if FROM in fields:
             return [(read_reference(fields, field)[0], field)]
         for name, part in fields.items():
             found += references(part, f"{field}/{name}", depth + 1)
     elif isinstance(value, list):
-        items: list[Any] = value
+        items = cast("Sequence[Any]", value)
         for number, part in enumerate(items):
             found += references(part, f"{field}/{number}", depth + 1)
     return found
@@ -76,14 +76,14 @@ def wanted_by_task(task: Submitted) -> frozenset[Wanted]:
 def resolve(value: JSON, results: Mapping[Wanted, JSON]) -> JSON:
     """``value`` with its references replaced. Raises :class:`Unresolved` where a pointer leads nowhere."""
     if isinstance(value, dict):
-        fields: dict[str, Any] = value
+        fields = cast("dict[str, Any]", value)
         if FROM in fields:
             wanted, path = read_reference(fields, "")
             known = results[wanted]
             return None if known is None else point(known, path, wanted.node)
         return {name: resolve(part, results) for name, part in fields.items()}
     if isinstance(value, list):
-        items: list[Any] = value
+        items = cast("Sequence[Any]", value)
         return [resolve(part, results) for part in items]
     return value
 
@@ -92,12 +92,11 @@ def point(value: JSON, path: str, node: str) -> JSON:
     """What stands at a JSON pointer. Raises :class:`Unresolved`."""
     for token in path.split("/")[1:]:
         name = token.replace("~1", "/").replace("~0", "~")
-        fields: dict[str, Any] = value if isinstance(value, dict) else {}
-        items: list[Any] = value if isinstance(value, list) else []
-        if name in fields:
-            value = fields[name]
-        elif _is_index(name, len(items)):
-            value = items[int(name)]
+        kind = cast("object", type(value))
+        if kind is dict and name in value:
+            value = value[name]
+        elif kind is list and _is_index(name, len(value)):
+            value = value[int(name)]
         else:
             raise Unresolved(f"the result of {node} has nothing at {path[:80]!r}")
     return value
