@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from eventq import Context, task
-from eventq.events.retry import RetryPolicy
+from eventq import Context, RetryPolicy, task
 
 
 @task(max_retries=0)

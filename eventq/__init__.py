@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from eventq.services.client import Client
-    from eventq.workers.context import Context, TaskCancelled
+    from eventq.events.retry import RetryPolicy
+    from eventq.workers.context import Context, TaskCancelled, TaskPaused
+    from eventq.workers.outcome import DoNotRetry, RetryAfter
     from eventq.workers.registry import task
 
 # In a checkout the rooms are installed beside this folder, not inside it: without this line Python, started in the
@@ -22,11 +24,15 @@ __path__ = extend_path(__path__, __name__)
 _HOME = {
     "Client": "eventq.services.client",
     "Context": "eventq.workers.context",
+    "DoNotRetry": "eventq.workers.outcome",
+    "RetryAfter": "eventq.workers.outcome",
+    "RetryPolicy": "eventq.events.retry",
     "TaskCancelled": "eventq.workers.context",
+    "TaskPaused": "eventq.workers.context",
     "task": "eventq.workers.registry",
 }
 
-__all__ = ["Client", "Context", "TaskCancelled", "task"]
+__all__ = ["Client", "Context", "DoNotRetry", "RetryAfter", "RetryPolicy", "TaskCancelled", "TaskPaused", "task"]
 
 
 def __getattr__(name: str) -> Any:

@@ -165,16 +165,16 @@ class ExpireQueueWait:
 
 @dataclass(frozen=True, slots=True)
 class CleanTask:
-    """The result of a finished task is given up."""
+    """The result of a finished task is given up. ``blobs``: keys that go with it."""
 
     requested_by: str
     reason: Literal["requested", "result_ttl"]
+    blobs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class EraseTask:
-    """All that a finished task carried is destroyed. ``events``: what is to be left of its events; ``blobs``: keys of its
-    arguments."""
+    """All that a finished task carried is destroyed. ``events``: what is to be left of its events."""
 
     requested_by: str
     reason: str | None

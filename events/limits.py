@@ -68,3 +68,6 @@ REFERENCE_DEPTH_MAX = 50
 
 WORKER_CAPACITY_MAX = 10_000
 """Attempts that one worker may run at once."""
+
+SPAWNED_MAX = 1_000
+"""Children of one attempt."""

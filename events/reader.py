@@ -13,7 +13,7 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
@@ -65,12 +65,14 @@ class Message:
 class Tail:
     """Every message of ``stream`` after position ``after``, in order, now and as they come.
 
-    ``subject``: a filter, ``None`` for everything (a filter over a large stream is dear to create). ``batch``: how many
-    messages one pull asks for. At most two pulls' worth of messages, and 32 MiB of them, are in memory or on their way, so a
-    slow reader slows the broker, not the process.
+    ``subject``: a filter, or several; ``None`` for everything (a filter over a large stream is dear to create). ``batch``: how
+    many messages one pull asks for. At most two pulls' worth of messages, and 32 MiB of them, are in memory or on their way, so
+    a slow reader slows the broker, not the process.
     """
 
-    def __init__(self, broker: Broker, stream: str, *, after: int, subject: str | None = None, batch: int = 2_000) -> None:
+    def __init__(
+        self, broker: Broker, stream: str, *, after: int, subject: str | Sequence[str] | None = None, batch: int = 2_000
+    ) -> None:
         self.position = after
         self.generation = 0
         """How often reading began, first or anew: after a change, what follows may come from another log."""
@@ -157,7 +159,8 @@ class Tail:
                 inactive_threshold=30,
                 deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
                 opt_start_seq=self._received + 1,
-                filter_subject=self._subject,
+                filter_subject=self._subject if isinstance(self._subject, str) else None,
+                filter_subjects=None if isinstance(self._subject, str | None) else list(self._subject),
             ),
         )
         self._inbox = self._broker.nc.new_inbox()

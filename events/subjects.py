@@ -18,7 +18,9 @@ EVENT_SUBJECTS = ["tasks.>", "workers.>", "queues.>", "schedules.>", "workflows.
 PROGRESS_SUBJECTS = ["progress.*"]
 TIMER_SUBJECTS = ["sched.>", "due.>"]
 TAP = "tap.>"
-CANCEL_REQUESTS = "tasks.*.*.cancel_requested"
+STEERING = ("tasks.*.*.cancel_requested", "tasks.*.*.pause_requested", "tasks.*.*.resumed")
+"""Events that ask a worker for something that it has in hand."""
+
 QUEUE_CREATED = "ctl.queue_created"
 """Core message (a hint, it may be lost): a queue got its first consumer; workers look at once instead of at the next look."""
 

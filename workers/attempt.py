@@ -5,6 +5,21 @@ Everything is at least once; one order makes it safe. *Claim*: the next version 
 acknowledge. A crash before the claim leaves the work item to others; between claim and report the lease lapses, and who
 is given the item next ends this attempt in the log before anything runs again; between report and acknowledgement the
 item comes again and whoever gets it finds the outcome. A report that comes too late meets a version that exists.
+
+Others steer an attempt by events of its task, which its worker reads in the order of the log and hands to
+:meth:`Attempt.steer` one after the other:
+
+| the attempt             | pause_requested              | resumed | cancel_requested        |
+|-------------------------|------------------------------|---------|-------------------------|
+| has not begun           | ends as soon as it would     | nothing | ends as soon as it would|
+| runs on the loop        | is stopped at its next await | nothing | is stopped              |
+| runs in a child         | stands still, then says so   | nothing | is stopped              |
+| stands still in a child | nothing                      | goes on | goes on, and is stopped |
+| is being stopped        | nothing                      | nothing | nothing                 |
+
+The log may be ahead of what was read. A pause that was withdrawn meanwhile is refused, and the attempt goes on, or, where it
+has ended for it, goes back to run again. One that was followed by a cancellation ends cancelled. A function that returns in
+the moment in which it is told to stand still has returned: its result counts.
 """
 
 from __future__ import annotations
@@ -26,6 +41,7 @@ from eventq.events.commands import (
     Command,
     CompleteAttempt,
     ConfirmCancel,
+    ConfirmPause,
     ExpireLease,
     FailAttempt,
     InterruptAttempt,
@@ -34,23 +50,34 @@ from eventq.events.commands import (
 )
 from eventq.events.data import BlobRef
 from eventq.events.envelope import Trace, next_event
-from eventq.events.errors import Conflict, EventqError, LogDamaged, PayloadTooLarge, TaskNotFound, Unavailable, VersionConflict
+from eventq.events.errors import (
+    Conflict,
+    EventqError,
+    IllegalTransition,
+    LogDamaged,
+    PayloadTooLarge,
+    TaskNotFound,
+    Unavailable,
+    VersionConflict,
+)
 from eventq.events.failpoints import failpoint
 from eventq.events.handle import Handled, handle, read_task
 from eventq.events.limits import INLINE_PAYLOAD_MAX_BYTES
 from eventq.events.log import EventLog
 from eventq.events.presence import present
-from eventq.events.retry import retry_delay_s
+from eventq.events.retry import RetryPolicy, retry_delay_s, retry_in_s
 from eventq.events.task import TASKS, Status, Task, decide, from_summary
-from eventq.events.task_events import Submitted
+from eventq.events.task_events import Submitted, Updated
 from eventq.events.timers import DUE, Hint, set_timer
 from eventq.workers.acks import Acks
+from eventq.workers.context import SpawnRequest
 from eventq.workers.execution import Execution, LoopHost
 from eventq.workers.outcome import Outcome, Raised, Returned, Stopped, StopReason, describe_error, raised
 from eventq.workers.processes import ChildPool
 from eventq.workers.puller import Delivery
 from eventq.workers.registry import Registry, TaskFunction
 from eventq.workers.reports import Reports
+from eventq.workers.spawning import Spawner
 
 log = structlog.get_logger("eventq.attempt")
 
@@ -80,6 +107,7 @@ class Workshop:
     registry: Registry
     blobs: BlobStore
     acks: Acks
+    spawner: Spawner
     loop_host: LoopHost
     children: ChildPool
     device_label: str
@@ -104,6 +132,8 @@ class Attempt:
         self.task: Task = from_summary(delivery.event.state)
         self.execution: Execution | None = None
         self._stop_early: StopReason | None = None
+        self._steering = asyncio.Lock()
+        self._submitted: Submitted | None = None
         self._shop = workshop
         self._trace = Trace(delivery.event.id, delivery.event.trace.correlation_id, delivery.event.trace.traceparent)
 
@@ -133,9 +163,59 @@ class Attempt:
         elif self._stop_early is None:
             self._stop_early = reason
 
+    async def steer(self, signal: str) -> None:
+        """An event of its task asks for something; see the table above. Signals are dealt with one after the other."""
+        async with self._steering:
+            match signal:
+                case "cancel_requested":
+                    self.stop(StopReason.CANCELLED)
+                case "pause_requested":
+                    await self._pause()
+                case "resumed":
+                    self._thaw()
+
+    @property
+    def frozen(self) -> bool:
+        """Whether it stands still: it will not end by itself."""
+        return self.execution is not None and self.execution.frozen
+
+    async def _pause(self) -> None:
+        execution = self.execution
+        if execution is None or not execution.in_child:
+            self.stop(StopReason.PAUSED)
+        elif await execution.freeze():
+            failpoint("attempt.frozen")
+            await self._say_frozen()
+
+    async def _say_frozen(self) -> None:
+        """Have the log say that the attempt stands still, or let it go on where the log says that it must not."""
+        command = ConfirmPause(self.task.attempt, frozen=True)
+        while self.frozen:
+            try:
+                handled = await handle(self._shop.log, self.task_id, command, source=self._shop.source, trace=self._trace)
+            except Unavailable as error:
+                log.warning("attempt.pause_waits", task_id=self.task_id, code=error.code, error=error.detail)
+                await asyncio.sleep(REPORT_PAUSES_S[0])
+            except IllegalTransition as error:
+                # Withdrawn; or said already, where the answer to the first try got lost.
+                if error.fields.get("status") != Status.PAUSED:
+                    self._thaw()
+                return
+            except (Conflict, TaskNotFound):
+                self.stop(StopReason.LEASE_LOST)
+                return
+            else:
+                if handled.state.cancel_requested_by is not None:
+                    self.stop(StopReason.CANCELLED)
+                return
+
+    def _thaw(self) -> None:
+        if self.execution is not None:
+            self.execution.thaw()
+
     def is_current(self, task: Task) -> bool:
         """Whether ``task``, as just read, is still in this attempt's hands (or was not claimed yet)."""
-        return self.execution is None or (task.status is Status.RUNNING and task.attempt == self.task.attempt)
+        return self.execution is None or (task.in_hand and task.attempt == self.task.attempt)
 
     # Claim
 
@@ -219,8 +299,10 @@ class Attempt:
             attempt=self.task.attempt,
             worker_id=shop.worker_id,
             timeout_s=self.task.timeout_s,
+            heartbeat_timeout_s=self.task.heartbeat_timeout_s,
             stop_s=shop.stop_s,
             on_report=reports.add,
+            on_spawn=self._spawn,
         )
         if self._stop_early is not None:
             self.execution.stop(self._stop_early)
@@ -236,17 +318,31 @@ class Attempt:
             await reports.close()
 
     async def _arguments(self) -> tuple[list[Any], dict[str, Any]]:
-        """The arguments of the submission: in the ready event itself at first, read back for later attempts."""
-        data = self.delivery.event.data
-        if not isinstance(data, Submitted):
-            stored = await self._shop.log.at("tasks", self.task_id, 1)
-            if stored is None or not isinstance(stored.event.data, Submitted):
-                raise LogDamaged(f"task {self.task_id} has no submission", task_id=self.task_id)
-            data = stored.event.data
+        """The arguments of the submission that holds."""
+        data = self._submitted = await self._specification()
         if data.input is None:
             return data.args, data.kwargs
         payload = orjson.loads(await self._shop.blobs.get_async(data.input))
         return payload["args"], payload["kwargs"]
+
+    async def _specification(self) -> Submitted:
+        """The submission that holds: in the ready event itself at first, read back for later attempts."""
+        event = self.delivery.event
+        if event.version != self.task.spec:
+            stored = await self._shop.log.at("tasks", self.task_id, self.task.spec)
+            if stored is None:
+                raise LogDamaged(f"task {self.task_id} has no version {self.task.spec}", task_id=self.task_id)
+            event = stored.event
+        match event.data:
+            case Submitted() as submitted:
+                return submitted
+            case Updated(submission=submission):
+                return submission
+            case _:
+                raise LogDamaged(f"version {event.version} of {self.task_id} is no submission", task_id=self.task_id)
+
+    async def _spawn(self, request: SpawnRequest) -> str:
+        return await self._shop.spawner.spawn(self.task_id, self.task, request, self._trace)
 
     # Report
 
@@ -260,6 +356,10 @@ class Attempt:
         try:
             handled = await self._persist(command)
         except (Conflict, TaskNotFound) as error:
+            if isinstance(command, ConfirmPause) and isinstance(error, IllegalTransition):
+                # The pause was withdrawn after the attempt had ended for it: it runs again.
+                await self._report(Stopped(StopReason.INTERRUPTED), function, duration_s)
+                return
             shop.counts.stale_results_rejected += 1
             log.warning("attempt.stale_result_rejected", task_id=self.task_id, attempt=self.task.attempt, error=error.detail)
             return
@@ -311,11 +411,18 @@ class Attempt:
             case Returned():
                 return await self._completion(outcome, function, duration_s)
             case Raised():
-                return FailAttempt(attempt, outcome.error, self._retry_in_s(function) if outcome.retryable else None, now)
-            case Stopped(StopReason.TIMED_OUT):
-                return TimeOutAttempt(attempt, round(duration_s, 3), self._retry_in_s(function), now)
-            case Stopped(StopReason.CANCELLED):
-                return ConfirmCancel(attempt)
+                return FailAttempt(attempt, outcome.error, self._retry_after(outcome, function), now)
+            case Stopped(StopReason.TIMED_OUT, steps):
+                return TimeOutAttempt(
+                    attempt, round(duration_s, 3), self._retry_in_s(function), now, "execution_timeout", steps
+                )
+            case Stopped(StopReason.SILENT, steps):
+                silence_s = self.task.heartbeat_timeout_s or 0.0
+                return TimeOutAttempt(attempt, silence_s, self._retry_in_s(function), now, "heartbeat_timeout", steps)
+            case Stopped(StopReason.CANCELLED, steps):
+                return ConfirmCancel(attempt, steps)
+            case Stopped(StopReason.PAUSED):
+                return ConfirmPause(attempt, frozen=False)
             case Stopped():
                 return InterruptAttempt(attempt)
 
@@ -339,8 +446,18 @@ class Attempt:
         key = output_key(self.task_id, self.task.attempt, "result.json")
         return await self._shop.blobs.put_async(result, key=key, media_type="application/json")
 
+    def _policy(self, function: TaskFunction) -> RetryPolicy:
+        own = None if self._submitted is None else self._submitted.retry
+        return own or function.declaration.retry
+
     def _retry_in_s(self, function: TaskFunction) -> float:
-        return retry_delay_s(function.declaration.retry, self.task.failures + 1, random.random())
+        return retry_delay_s(self._policy(function), self.task.failures + 1, random.random())
+
+    def _retry_after(self, outcome: Raised, function: TaskFunction) -> float | None:
+        if not outcome.retryable:
+            return None
+        policy, failures = self._policy(function), self.task.failures + 1
+        return retry_in_s(policy, failures, random.random(), errors=outcome.names, asked_s=outcome.retry_after_s)
 
     def _tell(self, task: Task, duration_s: float) -> None:
         """One line for each attempt; of those that went well only where somebody wants to read them all."""

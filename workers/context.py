@@ -6,6 +6,10 @@ process. What differs is only the :class:`ContextHost` behind it.
 
 from __future__ import annotations
 
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol
 
@@ -13,9 +17,10 @@ from eventq.events.blob_keys import output_key
 from eventq.events.blobs import BlobStore
 from eventq.events.data import BlobRef
 from eventq.events.errors import InvalidInput
-from eventq.events.limits import LOG_MESSAGE_MAX_CHARS
+from eventq.events.limits import LOG_MESSAGE_MAX_CHARS, PROGRESS_PER_SECOND_MAX, SPAWNED_MAX
 from eventq.events.report import LogLine, Progress
 from eventq.workers.inputs import Inputs
+from eventq.workers.outcome import StopReason
 from eventq.workers.progress import checked_progress
 from eventq.workers.text import clean, text_of
 
@@ -40,15 +45,48 @@ class TaskCancelled(BaseException):
     """
 
 
-class ContextHost(Protocol):
-    """What a context needs of the process that runs the task. Both return at once and never raise."""
+class TaskPaused(BaseException):
+    """Raised by :meth:`Context.check` in an ``async def`` once its task is to be paused: this attempt ends, and another begins
+    anew when the task is resumed. Treat it as :class:`TaskCancelled`. Plain functions stand still instead, and notice
+    nothing."""
 
-    def report(self, report: Progress | LogLine) -> None:
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """A sign of life and nothing else."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpawnRequest:
+    """A task that a running task wants to have run. ``key``: which of its children it is, at every attempt."""
+
+    task_name: str
+    args: list[Any]
+    kwargs: dict[str, Any]
+    key: str
+    options: dict[str, Any]
+
+
+Report = Progress | LogLine | Beat
+
+
+class ContextHost(Protocol):
+    """What a context needs of the process that runs the task. All but spawning return at once and never raise."""
+
+    def report(self, report: Report) -> None:
         """Take a report; pacing is the host's affair."""
         ...
 
-    def cancelled(self) -> bool:
-        """Whether this attempt should stop: cancelled, timed out, or its lease lost."""
+    def stop_reason(self) -> StopReason | None:
+        """Why this attempt should stop: cancelled, paused, timed out, or its lease lost; ``None`` while it should not."""
+        ...
+
+    def spawn(self, request: SpawnRequest) -> str:
+        """The id of the task that was stored. Blocks until it is."""
+        ...
+
+    async def spawn_async(self, request: SpawnRequest) -> str:
+        """As :meth:`spawn`, on the worker's loop."""
         ...
 
 
@@ -79,6 +117,8 @@ class Context:
         self.device = device
         self.blobs = blobs
         self.inputs = inputs
+        self._spawned = 0
+        self._beaten_at = -math.inf
 
     def progress(self, done: float, total: float | None = None, unit: str | None = None, message: str | None = None) -> None:
         """Say that ``done`` of ``total`` (``None``: unknown) is behind us, in ``unit``. Call as often as you
@@ -97,15 +137,68 @@ class Context:
             raise InvalidInput("level", f"must be one of {', '.join(LOG_LEVELS)}", found=level)
         self._host.report(LogLine(clean(str(message), LOG_MESSAGE_MAX_CHARS), level, _plain(fields)))
 
+    def heartbeat(self) -> None:
+        """Say that the code still runs, for a task with a heartbeat time-out; progress and log lines say so, too. Call it as
+        often as you like.
+        """
+        now = time.monotonic()
+        if now - self._beaten_at >= 1 / PROGRESS_PER_SECOND_MAX:
+            self._beaten_at = now
+            self._host.report(Beat())
+
     @property
     def cancelled(self) -> bool:
         """Whether this attempt was asked to stop. Code that can end early with a clean-up asks this."""
-        return self._host.cancelled()
+        return self._host.stop_reason() is not None
 
     def check(self) -> None:
-        """Return if the attempt may go on, else raise :class:`TaskCancelled`. Call it in every long loop."""
-        if self._host.cancelled():
+        """Return if the attempt may go on, else raise :class:`TaskCancelled` or :class:`TaskPaused`. Call it in every long
+        loop.
+        """
+        reason = self._host.stop_reason()
+        if reason is StopReason.PAUSED:
+            raise TaskPaused(f"task {self.task_id} is to be paused")
+        if reason is not None:
             raise TaskCancelled(f"task {self.task_id} was asked to stop")
+
+    def spawn(
+        self,
+        task_name: str,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        key: str | None = None,
+        **options: Any,
+    ) -> str:
+        """Submit another task as a child of this one; its id, once it is stored. In an ``async def`` await
+        :meth:`spawn_async`.
+
+        A later attempt of this task that spawns again gets the same children: told apart by ``key``, or by the order of the
+        calls where none is given. ``options``: ``queue``, ``priority``, ``max_retries`` and others of a submission. Raises
+        :class:`InvalidInput` for a task that this worker does not know, wrong arguments, and the thousand-and-first child.
+        """
+        return self._host.spawn(self._request(task_name, args, kwargs, key, options))
+
+    async def spawn_async(
+        self,
+        task_name: str,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        key: str | None = None,
+        **options: Any,
+    ) -> str:
+        """As :meth:`spawn`, for an ``async def`` on the worker's loop."""
+        return await self._host.spawn_async(self._request(task_name, args, kwargs, key, options))
+
+    def _request(
+        self, task_name: str, args: Sequence[Any], kwargs: Mapping[str, Any] | None, key: str | None, options: dict[str, Any]
+    ) -> SpawnRequest:
+        self._spawned += 1
+        if self._spawned > SPAWNED_MAX:
+            raise InvalidInput("spawn", f"more than {SPAWNED_MAX} children", limit=SPAWNED_MAX, found=self._spawned)
+        which = f"call {self._spawned}" if key is None else f"key {key}"
+        return SpawnRequest(task_name, list(args), dict(kwargs or {}), which, options)
 
     def put_output(self, name: str, data: bytes, media_type: str = "application/octet-stream") -> BlobRef:
         """``data`` is stored as a file of this attempt; put the answer (``.model_dump()``) into the result."""

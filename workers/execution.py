@@ -1,13 +1,16 @@
-"""Run one attempt's function to its end, on the worker's loop or in a child process, and be able to stop it.
+"""Run one attempt's function to its end, on the worker's loop or in a child process, and be able to stop it or have it stand
+still.
 
 Stopping escalates. An async function is cancelled; a plain one is asked through its context, then SIGTERM, then SIGKILL,
 ``stop_s`` apart. What a function does after it was asked is still respected if it ends by itself in time.
+
+Standing still is for child processes: SIGSTOP, and SIGCONT to go on. What limits an attempt's time does not run meanwhile.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
@@ -16,15 +19,20 @@ import structlog
 from eventq.events.blobs import BlobStore
 from eventq.events.data import ErrorInfo
 from eventq.events.ending import end
+from eventq.events.errors import InvalidInput
 from eventq.events.report import LogLine, Progress
-from eventq.workers.context import Context, TaskCancelled
+from eventq.workers.context import Beat, Context, Report, SpawnRequest, TaskCancelled, TaskPaused
+from eventq.workers.countdown import Countdown
 from eventq.workers.inputs import Inputs
 from eventq.workers.outcome import Outcome, Raised, Returned, Stopped, StopReason, raised
-from eventq.workers.processes import Child, ChildPool, OnReport
+from eventq.workers.processes import Child, ChildPool
 from eventq.workers.registry import TaskFunction
 from eventq.workers.result import encode_result
 
 log = structlog.get_logger("eventq.execution")
+
+OnReport = Callable[[Progress | LogLine], None]
+OnSpawn = Callable[[SpawnRequest], Awaitable[str]]
 
 
 class Execution:
@@ -38,49 +46,96 @@ class Execution:
         attempt: int,
         worker_id: str,
         timeout_s: float | None,
+        heartbeat_timeout_s: float | None,
         stop_s: float,
         on_report: OnReport,
+        on_spawn: OnSpawn,
     ) -> None:
         self._function = function
         self._task_id = task_id
         self._attempt = attempt
         self._worker_id = worker_id
-        self._timeout_s = timeout_s
         self._stop_s = stop_s
         self._on_report = on_report
+        self.on_spawn = on_spawn
+        self._time = Countdown(timeout_s, lambda: self.stop(StopReason.TIMED_OUT))
+        self._silence = Countdown(heartbeat_timeout_s, lambda: self.stop(StopReason.SILENT))
         self._stopping = asyncio.Event()
         self._wake: Callable[[], None] | None = None
+        self._child: Child | None = None
+        self._steps: list[str] = []
+        self.frozen = False
         self.stop_reason: StopReason | None = None
 
     def stop(self, reason: StopReason) -> None:
-        """Have the function end soon. Idempotent: later reasons change nothing."""
+        """Have the function end soon. Idempotent: later reasons change nothing. One that stands still goes on for it."""
         if self.stop_reason is None:
             self.stop_reason = reason
+            self.thaw()
             self._stopping.set()
             if self._wake is not None:
                 self._wake()
 
+    @property
+    def in_child(self) -> bool:
+        """Whether the function runs in a process of its own, which can stand still."""
+        return self._child is not None
+
+    async def freeze(self) -> bool:
+        """Have the function stand still. Whether it does: not where it has no process of its own, or is being stopped."""
+        if self._child is None or self.stop_reason is not None or self.frozen:
+            return self.frozen
+        child = self._child
+        self.frozen = True
+        self._time.pause()
+        self._silence.pause()
+        stands_still = await child.freeze()
+        if stands_still and self.frozen and self._child is child:
+            return True
+        child.thaw()  # it ended, or was stopped, while it was being told
+        self.thaw()
+        return False
+
+    def thaw(self) -> None:
+        """Have it go on. Nothing where it does not stand still."""
+        if self.frozen and self._child is not None:
+            self.frozen = False
+            self._child.thaw()
+            self._time.start()
+            self._silence.start()
+
+    def report(self, report: Report) -> None:
+        """Take what the function says of itself: a sign of life in any case."""
+        self._silence.restart()
+        if not isinstance(report, Beat):
+            self._on_report(report)
+
     async def run(self, args: list[Any], kwargs: dict[str, Any], host: LoopHost | ChildPool) -> Outcome:
         """Run the function where it belongs; answers only when it has ended (or an async one was given up)."""
-        if isinstance(host, ChildPool):
-            outcome = await self._run_in_child(args, kwargs, host)
-        elif self._timeout_s is None:
-            outcome = await self._run_on_loop(args, kwargs, host)
-        else:
-            timer = asyncio.get_running_loop().call_later(self._timeout_s, self.stop, StopReason.TIMED_OUT)
-            outcome = await self._run_on_loop(args, kwargs, host)
-            timer.cancel()
+        try:
+            if isinstance(host, ChildPool):
+                outcome = await self._run_in_child(args, kwargs, host)
+            else:
+                outcome = await self._run_on_loop(args, kwargs, host)
+        finally:
+            self._time.pause()
+            self._silence.pause()
         if self.stop_reason is not None and not isinstance(outcome, Returned):
-            return Stopped(self.stop_reason)
+            return Stopped(self.stop_reason, tuple(self._steps))
         if isinstance(outcome, Stopped):
             return Raised(ErrorInfo(type="TaskCancelled", message="the function cancelled itself: nobody had asked it to stop"))
         return outcome
+
+    def _begin(self) -> None:
+        """From here on the attempt's time counts."""
+        self._time.start()
+        self._silence.start()
 
     # On the loop
 
     async def _run_on_loop(self, args: list[Any], kwargs: dict[str, Any], host: LoopHost) -> Outcome:
         context = Context(
-            _LoopContextHost(self, self._on_report),
+            _LoopContextHost(self),
             task_id=self._task_id,
             attempt=self._attempt,
             worker_id=self._worker_id,
@@ -88,9 +143,11 @@ class Execution:
             blobs=host.blobs,
             inputs=host.inputs,
         )
+        self._begin()
         running = asyncio.create_task(self._call(context, args, kwargs))
         await self._until_stopped_or(running)
         if not running.done():
+            self._steps.append("asked")
             running.cancel()
             await asyncio.wait((running,), timeout=self._stop_s)
         if not running.done():
@@ -118,7 +175,7 @@ class Execution:
     async def _call(self, context: Context, args: list[Any], kwargs: dict[str, Any]) -> Outcome:
         try:
             return Returned(encode_result(await self._function.call(context, args, kwargs)))
-        except TaskCancelled:
+        except (TaskCancelled, TaskPaused):
             return Stopped(StopReason.CANCELLED)
         except asyncio.CancelledError:
             raise
@@ -134,9 +191,8 @@ class Execution:
             return raised(error)
         if child is None:
             return Stopped(StopReason.CANCELLED)
-        timer = None
-        if self._timeout_s is not None:
-            timer = asyncio.get_running_loop().call_later(self._timeout_s, self.stop, StopReason.TIMED_OUT)
+        self._child = child
+        self._begin()
         stopper = asyncio.create_task(self._stop_child(child))
         try:
             job = {
@@ -147,10 +203,10 @@ class Execution:
                 "args": args,
                 "kwargs": kwargs,
             }
-            return await child.run(job, self._on_report)
+            return await child.run(job, self.report, self.on_spawn)
         finally:
-            if timer is not None:
-                timer.cancel()
+            self.thaw()
+            self._child = None
             stopper.cancel()
             with suppress(asyncio.CancelledError):
                 await stopper
@@ -173,17 +229,19 @@ class Execution:
 
     async def _stop_child(self, child: Child) -> None:
         await self._stopping.wait()
-        self._on_step("asked to stop")
+        self._on_step("asked", "asked to stop")
         await child.ask()
         await asyncio.sleep(self._stop_s)
-        self._on_step("SIGTERM")
+        self._on_step("SIGTERM", "SIGTERM")
         try:
-            await child.end(self._stop_s)
+            if not await child.terminate(self._stop_s):
+                self._on_step("SIGKILL", "SIGKILL")
         finally:
             await child.kill()  # also where the function has returned after all: the signal may hit the next one
 
-    def _on_step(self, step: str) -> None:
-        self._on_report(LogLine(f"{step}: {self.stop_reason}", "warning"))
+    def _on_step(self, step: str, told: str) -> None:
+        self._steps.append(step)
+        self._on_report(LogLine(f"{told}: {self.stop_reason}", "warning"))
 
 
 class LoopHost:
@@ -199,12 +257,17 @@ class LoopHost:
 class _LoopContextHost:
     """The context's host on the worker's own loop."""
 
-    def __init__(self, execution: Execution, on_report: OnReport) -> None:
+    def __init__(self, execution: Execution) -> None:
         self._execution = execution
-        self._on_report = on_report
 
-    def report(self, report: Progress | LogLine) -> None:
-        self._on_report(report)
+    def report(self, report: Report) -> None:
+        self._execution.report(report)
 
-    def cancelled(self) -> bool:
-        return self._execution.stop_reason is not None
+    def stop_reason(self) -> StopReason | None:
+        return self._execution.stop_reason
+
+    def spawn(self, request: SpawnRequest) -> str:
+        raise InvalidInput("spawn", "would block the worker's loop: await ctx.spawn_async(...) in an async function")
+
+    async def spawn_async(self, request: SpawnRequest) -> str:
+        return await self._execution.on_spawn(request)

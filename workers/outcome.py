@@ -18,7 +18,9 @@ class StopReason(StrEnum):
     """Why an attempt was stopped from outside. The first reason given is the one that counts."""
 
     CANCELLED = "cancelled"
+    PAUSED = "paused"
     TIMED_OUT = "timed_out"
+    SILENT = "silent"
     INTERRUPTED = "interrupted"
     LEASE_LOST = "lease_lost"
 
@@ -33,30 +35,56 @@ class Returned:
 @dataclass(frozen=True, slots=True)
 class Raised:
     """The function raised, its process died, or its value is no JSON. ``retryable``: whether trying again
-    could help.
+    could help. ``names``: of the error's class and of those above it, bare and qualified, the nearest first;
+    ``retry_after_s``: the delay that it asked for.
     """
 
     error: ErrorInfo
     retryable: bool = True
+    names: tuple[str, ...] = ()
+    retry_after_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Stopped:
-    """The attempt was stopped from outside and has ended."""
+    """The attempt was stopped from outside and has ended. ``steps``: what was done for that, in order."""
 
     reason: StopReason
+    steps: tuple[str, ...] = ()
 
 
 Outcome = Returned | Raised | Stopped
 
-_HOPELESS = (InvalidInput, NotFound, FetchRefused)
+
+class RetryAfter(Exception):
+    """Raise it in a task to be tried again after so many seconds, whatever the policy's delays are."""
+
+    def __init__(self, seconds: float, message: str = "") -> None:
+        super().__init__(message or f"try again in {seconds:g} s")
+        self.seconds = max(0.0, float(seconds))
+
+
+class DoNotRetry(Exception):
+    """Raise it in a task where trying again cannot help: the task has failed."""
+
+
+_HOPELESS = (InvalidInput, NotFound, FetchRefused, DoNotRetry)
 
 
 def raised(error: BaseException) -> Raised:
     """The outcome of an exception. Bad arguments and missing inputs are as bad at the next attempt: not
     retryable.
     """
-    return Raised(describe_error(error), retryable=not isinstance(error, _HOPELESS))
+    return Raised(
+        describe_error(error),
+        retryable=not isinstance(error, _HOPELESS),
+        names=tuple(name for kind in type(error).__mro__ if kind is not object for name in _names(kind)),
+        retry_after_s=error.seconds if isinstance(error, RetryAfter) else None,
+    )
+
+
+def _names(kind: type) -> tuple[str, str]:
+    return kind.__name__, f"{kind.__module__}.{kind.__qualname__}"
 
 
 def describe_error(error: BaseException) -> ErrorInfo:

@@ -20,16 +20,18 @@ import threading
 from collections.abc import Set
 from dataclasses import asdict
 from ipaddress import ip_network
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from eventq.events.blobs import BlobStore
-from eventq.events.report import LogLine, Progress
+from eventq.events.errors import InvalidInput, Unavailable
+from eventq.events.report import Progress
 from eventq.workers.config import Isolation
-from eventq.workers.context import Context, TaskCancelled
+from eventq.workers.context import Beat, Context, Report, SpawnRequest, TaskCancelled, TaskPaused
 from eventq.workers.frames import FrameError, pack, receive_frame
 from eventq.workers.inputs import Inputs
-from eventq.workers.outcome import raised
+from eventq.workers.outcome import StopReason, raised
 from eventq.workers.registry import load_modules
 from eventq.workers.result import encode_result
 
@@ -62,6 +64,8 @@ class _Channel:
         self._owner = os.getpid()
         self._sending = threading.Lock()
         self.stopped = 0
+        self._calls = count(1)
+        self._answers: dict[int, queue.SimpleQueue[dict[str, Any]]] = {}
         channel.set_inheritable(False)
         os.register_at_fork(after_in_child=channel.close)
 
@@ -78,6 +82,26 @@ class _Channel:
         with self._sending:
             self._socket.sendall(frame)
 
+    def ask_to_spawn(self, number: int, request: SpawnRequest) -> str:
+        """Have the worker store a task, and wait until it has. Raises what it was refused for."""
+        call = next(self._calls)
+        answers = self._answers[call] = queue.SimpleQueue()
+        try:
+            self.send(number, {"kind": "spawn", "call": call, "request": asdict(request)})
+            answer = answers.get()
+        finally:
+            del self._answers[call]
+        if "task_id" in answer:
+            return str(answer["task_id"])
+        if answer["field"] is not None:
+            raise InvalidInput(str(answer["field"]), str(answer["error"]).removeprefix(f"{answer['field']}: "))
+        raise Unavailable(str(answer["error"]))
+
+    def take_answer(self, message: dict[str, Any]) -> None:
+        """Hand an answer to whoever waits for it."""
+        if (answers := self._answers.get(message["call"])) is not None:
+            answers.put(message)
+
 
 class _Host:
     """The context's host inside the child, for one job: everything becomes a frame to the worker.
@@ -89,13 +113,25 @@ class _Host:
         self._channel = channel
         self._number = number
 
-    def report(self, report: Progress | LogLine) -> None:
-        if not self._channel.forked:
-            kind = "progress" if isinstance(report, Progress) else "log"
-            self._channel.send(self._number, {"kind": kind, "report": asdict(report)})
+    def report(self, report: Report) -> None:
+        if self._channel.forked:
+            return
+        if isinstance(report, Beat):
+            self._channel.send(self._number, {"kind": "beat"})
+            return
+        kind = "progress" if isinstance(report, Progress) else "log"
+        self._channel.send(self._number, {"kind": kind, "report": asdict(report)})
 
-    def cancelled(self) -> bool:
-        return self._channel.stopped == self._number
+    def stop_reason(self) -> StopReason | None:
+        return StopReason.CANCELLED if self._channel.stopped == self._number else None
+
+    def spawn(self, request: SpawnRequest) -> str:
+        if self._channel.forked:
+            raise InvalidInput("spawn", "cannot be called in a process that the task forked")
+        return self._channel.ask_to_spawn(self._number, request)
+
+    async def spawn_async(self, request: SpawnRequest) -> str:
+        return await asyncio.to_thread(self.spawn, request)
 
 
 def isolation_to(isolation: Isolation) -> dict[str, Any]:
@@ -143,11 +179,17 @@ class _Runner:
             if inspect.iscoroutine(value):
                 value = asyncio.run(value)
             return {"kind": "returned", "result": encode_result(value).decode()}
-        except TaskCancelled:
+        except (TaskCancelled, TaskPaused):
             return {"kind": "stopped"}
         except BaseException as error:  # task code may raise anything, SystemExit included: all of it is an outcome
             outcome = raised(error)
-            return {"kind": "raised", "error": outcome.error.model_dump(), "retryable": outcome.retryable}
+            return {
+                "kind": "raised",
+                "error": outcome.error.model_dump(),
+                "retryable": outcome.retryable,
+                "names": outcome.names,
+                "retry_after_s": outcome.retry_after_s,
+            }
 
 
 def _threads() -> frozenset[int]:
@@ -175,6 +217,8 @@ def _listen(channel: socket.socket, way: _Channel, jobs: queue.SimpleQueue[dict[
             message = receive_frame(channel)
             if message["kind"] == "stop":
                 way.stopped = message["number"]
+            elif message["kind"] == "spawned":
+                way.take_answer(message)
             else:
                 jobs.put(message)
     except (FrameError, OSError):

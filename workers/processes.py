@@ -12,15 +12,16 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from eventq.events.data import ErrorInfo
-from eventq.events.errors import EventqError
+from eventq.events.errors import EventqError, InvalidInput
 from eventq.events.report import LogLine, Progress
 from eventq.workers.config import Isolation
+from eventq.workers.context import Beat, Report, SpawnRequest
 from eventq.workers.devices import CPU, Device
 from eventq.workers.frames import BadFrame, FrameError, pack, read_frame
 from eventq.workers.outcome import Outcome, Raised, Returned, Stopped, StopReason
@@ -30,7 +31,11 @@ START_TIMEOUT_S = 60.0
 _MALFORMED = (KeyError, TypeError, ValueError, AttributeError)
 """What reading a frame of the wrong form raises."""
 
-OnReport = Callable[[Progress | LogLine], None]
+OnReport = Callable[[Report], None]
+OnSpawn = Callable[[SpawnRequest], Awaitable[str]]
+
+FREEZE_S = 2.0
+"""How long a child may take to stand still once it was told to."""
 
 
 class ChildBroken(EventqError):
@@ -51,6 +56,7 @@ class Child:
         self._writer = writer
         self._job = 0
         self._fit = True
+        self._answering: set[asyncio.Task[None]] = set()
 
     @classmethod
     async def start(cls, isolation: Isolation, device: Device) -> Child:
@@ -104,8 +110,9 @@ class Child:
         """Whether it may run another function: it lives, and the last one left nothing behind that could meddle."""
         return self.alive and self._fit
 
-    async def run(self, job: dict[str, Any], on_report: OnReport) -> Outcome:
-        """Run one function to its end; progress and log lines go to ``on_report`` as they come.
+    async def run(self, job: dict[str, Any], on_report: OnReport, on_spawn: OnSpawn) -> Outcome:
+        """Run one function to its end; progress and log lines go to ``on_report`` as they come, tasks that it wants to spawn
+        to ``on_spawn``.
 
         A child that leaves anything running, or says what does not belong to this job, is killed afterwards.
         """
@@ -116,8 +123,10 @@ class Child:
             while True:
                 message = await read_frame(self._reader)
                 said = _parsed(message, self._job)
-                if isinstance(said, Progress | LogLine):
+                if isinstance(said, Progress | LogLine | Beat):
                     on_report(said)
+                elif isinstance(said, SpawnRequest):
+                    self._answer(self._job, message["call"], said, on_spawn)
                 elif said is not None:
                     self._fit = message.get("clean") is True
                     return said
@@ -135,26 +144,62 @@ class Child:
         with suppress(FrameError, OSError):
             await self._send({"kind": "stop", "number": self._job})
 
-    async def end(self, patience_s: float) -> None:
-        """SIGTERM to the whole group, and SIGKILL after ``patience_s``."""
+    def _answer(self, job: int, call: object, request: SpawnRequest, on_spawn: OnSpawn) -> None:
+        """Have the child be told what became of what it wants to spawn; it waits for that, and reads on meanwhile."""
+
+        async def answer() -> None:
+            message: dict[str, Any] = {"kind": "spawned", "number": job, "call": call}
+            try:
+                message["task_id"] = await on_spawn(request)
+            except EventqError as error:
+                field = error.fields.get("field", "spawn") if isinstance(error, InvalidInput) else None
+                message |= {"error": error.detail, "field": field}
+            with suppress(FrameError, OSError):
+                await self._send(message)
+
+        answering = asyncio.create_task(answer())
+        self._answering.add(answering)
+        answering.add_done_callback(self._answering.discard)
+
+    async def freeze(self) -> bool:
+        """SIGSTOP to all of its processes; whether it stands still."""
+        self._signal_all(signal.SIGSTOP)
+        deadline = asyncio.get_running_loop().time() + FREEZE_S
+        while self.alive and asyncio.get_running_loop().time() < deadline:
+            if _stands_still(self._process.pid):
+                self._signal_all(signal.SIGSTOP)  # also what it started in that very moment
+                return True
+            await asyncio.sleep(0.005)
+        return False
+
+    def thaw(self) -> None:
+        """SIGCONT to all of its processes."""
+        self._signal_all(signal.SIGCONT)
+
+    async def terminate(self, patience_s: float) -> bool:
+        """SIGTERM to the whole group; whether it has ended within ``patience_s``."""
         self._signal(signal.SIGTERM)
         try:
             async with asyncio.timeout(patience_s):
                 await self._process.wait()
         except TimeoutError:
-            pass
-        await self.kill()
+            return False
+        return True
 
     async def kill(self) -> None:
         """SIGKILL to the whole group, also to what outlived the child itself, and to what left the group."""
         self._fit = False
-        strays = _descendants(self._process.pid) if self.alive else []
-        self._signal(signal.SIGKILL)
-        for stray in strays:
-            with suppress(ProcessLookupError, PermissionError):
-                os.kill(stray, signal.SIGKILL)
+        self._signal_all(signal.SIGKILL)
         await self._process.wait()
         self._writer.close()
+
+    def _signal_all(self, number: signal.Signals) -> None:
+        """Also to what left the group."""
+        strays = _descendants(self._process.pid) if self.alive else []
+        self._signal(number)
+        for stray in strays:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(stray, number)
 
     def _signal(self, number: signal.Signals) -> None:
         with suppress(ProcessLookupError, PermissionError):
@@ -173,7 +218,7 @@ class Child:
         return f"the process that ran it exited with code {code} before it had a result"
 
 
-def _parsed(message: dict[str, Any], job: int) -> Outcome | Progress | LogLine | None:
+def _parsed(message: dict[str, Any], job: int) -> Outcome | Report | SpawnRequest | None:
     """What a frame says about ``job``; ``None`` for a late report of an earlier one. Raises :class:`BadFrame`."""
     try:
         said, number = _content(message), message["number"]
@@ -181,25 +226,43 @@ def _parsed(message: dict[str, Any], job: int) -> Outcome | Progress | LogLine |
         raise BadFrame(f"it sent what is no answer: {error!r}"[:500]) from error
     if number == job:
         return said
-    if isinstance(said, Progress | LogLine) and isinstance(number, int) and number < job:
+    if isinstance(said, Progress | LogLine | Beat) and isinstance(number, int) and number < job:
         return None
     raise BadFrame(f"it answered for job {number!r} instead of {job}"[:500])
 
 
-def _content(message: dict[str, Any]) -> Outcome | Progress | LogLine:
+def _content(message: dict[str, Any]) -> Outcome | Report | SpawnRequest:
     match message["kind"]:
         case "returned":
             return Returned(message["result"].encode())
         case "raised":
-            return Raised(ErrorInfo(**message["error"]), retryable=bool(message["retryable"]))
+            return Raised(
+                ErrorInfo(**message["error"]),
+                retryable=bool(message["retryable"]),
+                names=tuple(map(str, message["names"])),
+                retry_after_s=None if message["retry_after_s"] is None else float(message["retry_after_s"]),
+            )
         case "stopped":
             return Stopped(StopReason.CANCELLED)
         case "progress":
             return Progress(**message["report"])
         case "log":
             return LogLine(**message["report"])
+        case "beat":
+            return Beat()
+        case "spawn":
+            return SpawnRequest(**message["request"])
         case kind:
             raise ValueError(f"unknown kind {kind!r}")
+
+
+def _stands_still(pid: int) -> bool:
+    """Whether the process is stopped; where there is no ``/proc`` to tell, the signal is trusted."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
+    except OSError:
+        return not Path("/proc").exists()
+    return state in {"T", "t"}
 
 
 def _descendants(pid: int) -> list[int]:

@@ -19,7 +19,15 @@ from typing import Any, TypeVar, overload
 
 from eventq.events.errors import InvalidInput, UnknownTask
 from eventq.events.ids import check_name, check_pool, check_task_name
-from eventq.events.limits import PRIORITY_DEFAULT, PRIORITY_MAX, PRIORITY_MIN, RETRIES_MAX, TIMEOUT_MAX_S
+from eventq.events.limits import (
+    PRIORITY_DEFAULT,
+    PRIORITY_MAX,
+    PRIORITY_MIN,
+    QUEUE_TIMEOUT_MAX_S,
+    RESULT_TTL_MAX_S,
+    RETRIES_MAX,
+    TIMEOUT_MAX_S,
+)
 from eventq.events.retry import RetryPolicy
 from eventq.events.worker_events import TaskDeclaration
 from eventq.workers.context import Context
@@ -126,6 +134,9 @@ class Registry:
         priority: int = PRIORITY_DEFAULT,
         max_retries: int = 3,
         timeout_s: float | None = None,
+        queue_timeout_s: float | None = None,
+        heartbeat_timeout_s: float | None = None,
+        result_ttl_s: float | None = None,
         retry: RetryPolicy | None = None,
     ) -> Callable[[F], F]: ...
 
@@ -140,6 +151,9 @@ class Registry:
         priority: int = PRIORITY_DEFAULT,
         max_retries: int = 3,
         timeout_s: float | None = None,
+        queue_timeout_s: float | None = None,
+        heartbeat_timeout_s: float | None = None,
+        result_ttl_s: float | None = None,
         retry: RetryPolicy | None = None,
     ) -> Any:
         """Make a function a task; answers the function itself.
@@ -147,7 +161,10 @@ class Registry:
         ``name`` is the function's unless given. ``pool`` says which workers may run it (``cpu``, ``gpu``,
         your own); ``queue`` is its line there, ``priority`` 0 to 10, larger first: all three are defaults
         that a submission may override. After a failure it runs again up to ``max_retries`` times, spaced by
-        ``retry``. An attempt that takes longer than ``timeout_s`` seconds is stopped (``None``: no limit).
+        ``retry``. An attempt that takes longer than ``timeout_s`` seconds is stopped, and one that for
+        ``heartbeat_timeout_s`` reports neither progress nor a log line nor a heartbeat; a task that nobody
+        starts within ``queue_timeout_s`` has timed out; its result is given up ``result_ttl_s`` after its end
+        (``None``: no limit).
 
         ``async def`` runs on the worker's event loop; a plain function runs in a child process, where it may
         compute and block, and where it can be killed. A parameter annotated ``Context`` receives the
@@ -164,7 +181,10 @@ class Registry:
                     queue=check_name(queue, "queue"),
                     priority=_within("priority", priority, PRIORITY_MIN, PRIORITY_MAX),
                     max_retries=_within("max_retries", max_retries, 0, RETRIES_MAX),
-                    timeout_s=None if timeout_s is None else _within("timeout_s", timeout_s, 0.001, TIMEOUT_MAX_S),
+                    timeout_s=_seconds("timeout_s", timeout_s, TIMEOUT_MAX_S),
+                    queue_timeout_s=_seconds("queue_timeout_s", queue_timeout_s, QUEUE_TIMEOUT_MAX_S),
+                    heartbeat_timeout_s=_seconds("heartbeat_timeout_s", heartbeat_timeout_s, TIMEOUT_MAX_S),
+                    result_ttl_s=_seconds("result_ttl_s", result_ttl_s, RESULT_TTL_MAX_S),
                     retry=retry or RetryPolicy(),
                     parameters=signature.positional,
                     arguments=signature.json_schema,
@@ -185,6 +205,10 @@ def _within(option: str, value: N, low: float, high: float) -> N:
     if not low <= value <= high:
         raise InvalidInput(option, f"must be from {low} to {high}", limit=(low, high), found=value)
     return value
+
+
+def _seconds(option: str, value: float | None, most_s: float) -> float | None:
+    return None if value is None else _within(option, value, 0.001, most_s)
 
 
 def _place(function: Callable[..., Any]) -> str:

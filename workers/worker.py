@@ -26,7 +26,8 @@ from eventq.events.handle import read_task
 from eventq.events.log import EventLog
 from eventq.events.presence import Heartbeat, listen
 from eventq.events.reader import Tail
-from eventq.events.subjects import CANCEL_REQUESTS, EVENTS
+from eventq.events.subjects import EVENTS, STEERING
+from eventq.events.submitter import Submitter
 from eventq.events.worker import Worker as WorkerState
 from eventq.events.worker import WorkerStatus
 from eventq.events.worker_events import WorkerRegistered
@@ -42,6 +43,7 @@ from eventq.workers.outcome import StopReason
 from eventq.workers.processes import ChildPool
 from eventq.workers.puller import Delivery, Puller
 from eventq.workers.registry import Registry
+from eventq.workers.spawning import Spawner
 
 log = structlog.get_logger("eventq.worker")
 
@@ -69,6 +71,7 @@ class Worker:
             registry=registry,
             blobs=blobs,
             acks=self._acks,
+            spawner=Spawner(registry, blobs, Submitter(event_log, source=f"worker.{config.worker_id}")),
             loop_host=LoopHost(blobs, Inputs(blobs, config.isolation.input_dirs, config.isolation.fetch_allow)),
             children=ChildPool(config.isolation, devices if on_device else [CPU] * config.concurrency),
             device_label=devices[0].label,
@@ -78,6 +81,7 @@ class Worker:
         )
         self._attempts: dict[tuple[str, int], Attempt] = {}
         self._running: set[asyncio.Task[None]] = set()
+        self._steering: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()
         self._drained = asyncio.Event()
         self._membership = Membership(
@@ -140,7 +144,7 @@ class Worker:
         await asyncio.to_thread(self._keeper.start)
         background = [
             asyncio.create_task(self._puller.run(), name="puller"),
-            asyncio.create_task(self._watch_cancels(facts.last), name="cancels"),
+            asyncio.create_task(self._watch_steering(facts.last), name="steering"),
             asyncio.create_task(self._membership.follow(facts.last), name="membership"),
             asyncio.create_task(self._watch_lapses(), name="lapses"),
             asyncio.create_task(self._broker.closed.wait(), name="connection"),
@@ -171,6 +175,7 @@ class Worker:
         Answers what ended first; ``stopping`` where nothing runs any more."""
         log.info("worker.draining", worker_id=self.config.worker_id, running=len(self._running))
         self._puller.stop()
+        self._hand_back_frozen()
         idle = asyncio.create_task(self._wait_idle(None), name="idle")
         try:
             ended = await self._first_to_end(idle, stopping, *(task for task in background if task.get_name() != "puller"))
@@ -228,14 +233,16 @@ class Worker:
 
     # Signals
 
-    async def _watch_cancels(self, after: int) -> None:
-        """Cancellation requests are events, read by position: none is lost to a reconnect."""
-        async with Tail(self._broker, EVENTS, after=after, subject=CANCEL_REQUESTS, batch=200) as tail:
+    async def _watch_steering(self, after: int) -> None:
+        """Requests to cancel, pause and resume are events, read by position: none is lost to a reconnect."""
+        async with Tail(self._broker, EVENTS, after=after, subject=STEERING, batch=200) as tail:
             async for batch in tail:
-                asked = {message.subject.split(".")[1] for message in batch}
-                for attempt in list(self._attempts.values()):
-                    if attempt.task_id in asked:
-                        attempt.stop(StopReason.CANCELLED)
+                for message in batch:
+                    _, task_id, _, signal = message.subject.split(".", 3)
+                    for attempt in [each for each in self._attempts.values() if each.task_id == task_id]:
+                        steering = asyncio.create_task(attempt.steer(signal))
+                        self._steering.add(steering)
+                        steering.add_done_callback(self._steering.discard)
 
     def _on_lapse(self) -> None:
         """Called in the lease keeper's thread."""
@@ -269,6 +276,7 @@ class Worker:
     async def _stop(self) -> None:
         log.info("worker.stopping", worker_id=self.config.worker_id, running=len(self._running))
         self._puller.stop()
+        self._hand_back_frozen()
         failpoint("worker.draining")
         await self._wait_idle(self.config.grace_s)
         for attempt in list(self._attempts.values()):
@@ -279,6 +287,11 @@ class Worker:
         await self._membership.stop("drained" if self.drained else "asked to stop")
         await asyncio.to_thread(self._keeper.stop)
         log.info("worker.stopped", worker_id=self.config.worker_id)
+
+    def _hand_back_frozen(self) -> None:
+        """Attempts that stand still would not end by themselves: their tasks stay paused, without them."""
+        for attempt in [each for each in self._attempts.values() if each.frozen]:
+            attempt.stop(StopReason.INTERRUPTED)
 
     async def _wait_idle(self, patience_s: float | None) -> None:
         """Return once nothing runs, or after ``patience_s``, where there is a bound."""

@@ -9,9 +9,10 @@ from typing import Any
 
 from eventq.events.blobs import BlobStore
 from eventq.events.report import LogLine, Progress
-from eventq.workers.context import Context
+from eventq.workers.context import Context, Report, SpawnRequest
 from eventq.workers.fetch_policy import Network
 from eventq.workers.inputs import Inputs
+from eventq.workers.outcome import StopReason
 
 
 @dataclass
@@ -19,17 +20,26 @@ class RecordingHost:
     """Cancels itself once ``cancel_after`` progress updates were seen (``None``: never)."""
 
     cancel_after: int | None = None
+    spawned: list[SpawnRequest] = field(default_factory=list[SpawnRequest])
     updates: list[Progress] = field(default_factory=list[Progress])
     lines: list[tuple[str, str, dict[str, Any]]] = field(default_factory=list[tuple[str, str, dict[str, Any]]])
 
-    def report(self, report: Progress | LogLine) -> None:
+    def report(self, report: Report) -> None:
         if isinstance(report, Progress):
             self.updates.append(report)
-        else:
+        elif isinstance(report, LogLine):
             self.lines.append((report.level, report.message, report.fields))
 
-    def cancelled(self) -> bool:
-        return self.cancel_after is not None and len(self.updates) >= self.cancel_after
+    def stop_reason(self) -> StopReason | None:
+        over = self.cancel_after is not None and len(self.updates) >= self.cancel_after
+        return StopReason.CANCELLED if over else None
+
+    def spawn(self, request: SpawnRequest) -> str:
+        self.spawned.append(request)
+        return f"child-{len(self.spawned)}"
+
+    async def spawn_async(self, request: SpawnRequest) -> str:
+        return self.spawn(request)
 
 
 def make_context(

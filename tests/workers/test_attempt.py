@@ -18,6 +18,7 @@ from eventq.events.errors import LogUnavailable, Unavailable
 from eventq.events.handle import handle
 from eventq.events.log import EventLog
 from eventq.events.subjects import EVENTS, work_consumer
+from eventq.events.submitter import Submitter
 from eventq.events.task import Status, Task
 from eventq.events.task_events import Completed, Failed, Queued
 from eventq.workers.acks import Acks
@@ -29,6 +30,7 @@ from eventq.workers.outcome import StopReason
 from eventq.workers.processes import ChildPool
 from eventq.workers.puller import Delivery
 from eventq.workers.registry import Registry
+from eventq.workers.spawning import Spawner
 from tests.chaos.site import LEASE_S, ROUTE, Control, Site
 from tests.support.nats import NatsServer
 
@@ -62,7 +64,7 @@ class Bench:
 
     async def write(self, task_id: str, command: Any, worker_id: str = OTHERS) -> Task:
         """What another worker writes."""
-        return (await handle(self.control.log, task_id, command, source=f"worker.{worker_id}")).task
+        return (await handle(self.control.log, task_id, command, source=f"worker.{worker_id}")).state
 
     async def outstanding(self) -> int:
         info = await self.control.broker.js.consumer_info(EVENTS, work_consumer(ROUTE))
@@ -82,6 +84,7 @@ async def bench(control: Control, tmp_path: Path) -> AsyncIterator[Bench]:
         registry=registry,
         blobs=blobs,
         acks=acks,
+        spawner=Spawner(registry, blobs, Submitter(control.log, source=f"worker.{US}")),
         loop_host=LoopHost(blobs, Inputs(blobs, (), ())),
         children=ChildPool(Isolation(), []),
         device_label="cpu",

@@ -9,6 +9,7 @@ import pytest
 
 from eventq.events.report import LogLine, Progress
 from eventq.workers.config import Isolation
+from eventq.workers.context import SpawnRequest
 from eventq.workers.devices import CPU
 from eventq.workers.execution import Execution
 from eventq.workers.outcome import Raised, Stopped, StopReason
@@ -25,7 +26,20 @@ def function() -> TaskFunction:
 def execution(function: TaskFunction) -> Execution:
     def ignore(_: Progress | LogLine) -> None: ...
 
-    return Execution(function, task_id="t", attempt=1, worker_id="w", timeout_s=None, stop_s=0.1, on_report=ignore)
+    async def refuse(_: SpawnRequest) -> str:
+        raise AssertionError("nothing is spawned")
+
+    return Execution(
+        function,
+        task_id="t",
+        attempt=1,
+        worker_id="w",
+        timeout_s=None,
+        heartbeat_timeout_s=None,
+        stop_s=0.1,
+        on_report=ignore,
+        on_spawn=refuse,
+    )
 
 
 def starting_with(monkeypatch: pytest.MonkeyPatch, start: Callable[..., object]) -> ChildPool:

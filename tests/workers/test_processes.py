@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from eventq.events.report import LogLine, Progress
+from eventq.events.report import Progress
 from eventq.workers.config import Isolation
+from eventq.workers.context import Report, SpawnRequest
 from eventq.workers.devices import CPU
 from eventq.workers.frames import pack
 from eventq.workers.outcome import Outcome, Raised, Returned, Stopped
@@ -37,7 +38,11 @@ async def pool(isolation: Isolation) -> AsyncIterator[ChildPool]:
 
 async def run(child: Child, task_name: str, *args: Any, on_report: OnReport = lambda _: None) -> Outcome:
     job: dict[str, Any] = {"task_name": task_name, "task_id": "t", "attempt": 1, "worker_id": "w", "args": args, "kwargs": {}}
-    return await child.run(job, on_report)
+
+    async def refuse(_: SpawnRequest) -> str:
+        raise AssertionError("nothing is spawned")
+
+    return await child.run(job, on_report, refuse)
 
 
 async def pid_of(child: Child) -> int:
@@ -111,7 +116,8 @@ async def test_killing_a_child_kills_what_its_function_started(pool: ChildPool) 
     running = asyncio.create_task(run(child, "chaos.grandchild"))
     grandchild = await pid_when_entered()
     assert alive(grandchild)
-    await child.end(patience_s=0.1)
+    await child.terminate(patience_s=0.1)
+    await child.kill()
     assert isinstance(await running, Raised)
     await eventually(lambda: dead(grandchild), timeout=60, what="the function's own process is dead")
     pool.give_back(child)
@@ -119,7 +125,7 @@ async def test_killing_a_child_kills_what_its_function_started(pool: ChildPool) 
 
 async def test_a_function_that_forks_ends_once_and_the_next_result_is_the_next_functions(pool: ChildPool) -> None:
     child = await pool.take()
-    said: list[Progress | LogLine] = []
+    said: list[Report] = []
     outcome = await run(child, "chaos.fork", on_report=said.append)
     assert isinstance(outcome, Returned)
     assert int(outcome.result) > 0
@@ -184,7 +190,7 @@ async def test_a_child_that_says_what_belongs_to_no_job_is_killed(pool: ChildPoo
 
 async def test_reports_of_an_earlier_job_are_dropped(pool: ChildPool) -> None:
     child = await pool.take()
-    said: list[Progress | LogLine] = []
+    said: list[Report] = []
     late = pack({"kind": "progress", "number": 0, "report": {"done": 1}})
     assert await run(child, "chaos.interject", late.hex(), on_report=said.append) == Returned(b'"own"')
     assert said == []
