@@ -133,6 +133,7 @@ class Attempt:
         self.execution: Execution | None = None
         self._stop_early: StopReason | None = None
         self._steering = asyncio.Lock()
+        self._seen_version = 0
         self._submitted: Submitted | None = None
         self._shop = workshop
         self._trace = Trace(delivery.event.id, delivery.event.trace.correlation_id, delivery.event.trace.traceparent)
@@ -163,9 +164,12 @@ class Attempt:
         elif self._stop_early is None:
             self._stop_early = reason
 
-    async def steer(self, signal: str) -> None:
-        """An event of its task asks for something; see the table above. Signals are dealt with one after the other."""
+    async def steer(self, signal: str, version: int) -> None:
+        """An event of its task, of that version, asks for something; see the table above. Signals are dealt with one after the
+        other; those that are older than what the log was last seen to say are answered by that."""
         async with self._steering:
+            if version <= self._seen_version:
+                return
             match signal:
                 case "cancel_requested":
                     self.stop(StopReason.CANCELLED)
@@ -205,6 +209,7 @@ class Attempt:
                 self.stop(StopReason.LEASE_LOST)
                 return
             else:
+                self._seen_version = handled.state.version
                 if handled.state.cancel_requested_by is not None:
                     self.stop(StopReason.CANCELLED)
                 return

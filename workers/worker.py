@@ -238,9 +238,9 @@ class Worker:
         async with Tail(self._broker, EVENTS, after=after, subject=STEERING, batch=200) as tail:
             async for batch in tail:
                 for message in batch:
-                    _, task_id, _, signal = message.subject.split(".", 3)
+                    _, task_id, version, signal = message.subject.split(".", 3)
                     for attempt in [each for each in self._attempts.values() if each.task_id == task_id]:
-                        steering = asyncio.create_task(attempt.steer(signal))
+                        steering = asyncio.create_task(attempt.steer(signal, int(version)))
                         self._steering.add(steering)
                         steering.add_done_callback(self._steering.discard)
 

@@ -24,6 +24,7 @@ from typing import Any, NoReturn
 from eventq.events.errors import InvalidInput
 from eventq.events.retry import RetryPolicy
 from eventq.workers.context import Context
+from eventq.workers.outcome import DoNotRetry, RetryAfter
 from eventq.workers.registry import task
 
 POLL_S = 0.01
@@ -420,3 +421,101 @@ def grandchild(context: Context) -> None:
 @task(name="chaos.pid")
 def pid() -> int:
     return os.getpid()
+
+
+# Tasks that pause, fall silent, or make others
+
+
+@task(name="chaos.tick")
+def tick(context: Context, path: str, gate: str) -> dict[str, Any]:
+    """Adds a byte to the file again and again, and so does a process that it starts, until the gate is open."""
+    script = f"import time\nwhile True:\n open({path + '.child'!r}, 'ab').write(b'.')\n time.sleep({POLL_S})"
+    started = subprocess.Popen([sys.executable, "-c", script])
+    try:
+        with witnessed(context):
+            while not opened(gate):
+                with Path(path).open("ab") as file:
+                    file.write(b".")
+                time.sleep(POLL_S)
+    finally:
+        started.kill()
+        started.wait()
+    return done(context)
+
+
+@task(name="chaos.silent", heartbeat_timeout_s=0.3, retry=AT_ONCE)
+async def silent(context: Context) -> dict[str, Any]:
+    """Says nothing at its first attempt, and signs of life at the next."""
+    for _ in range(60):
+        if context.attempt > 1:
+            context.heartbeat()
+        await asyncio.sleep(POLL_S)
+    if context.attempt == 1:
+        await asyncio.sleep(3600)
+    return done(context)
+
+
+@task(name="chaos.silent_plain", heartbeat_timeout_s=0.3, retry=AT_ONCE)
+def silent_plain(context: Context) -> dict[str, Any]:
+    for _ in range(60):
+        if context.attempt > 1:
+            context.heartbeat()
+        time.sleep(POLL_S)
+    while context.attempt == 1:
+        time.sleep(POLL_S)
+    return done(context)
+
+
+class OddError(ValueError):
+    """An error of somebody's own."""
+
+
+@task(name="chaos.raise_odd")
+async def raise_odd(context: Context) -> dict[str, Any]:
+    if context.attempt == 1:
+        raise OddError("odd")
+    return done(context)
+
+
+@task(name="chaos.raise_odd_plain")
+def raise_odd_plain(context: Context) -> dict[str, Any]:
+    if context.attempt == 1:
+        raise OddError("odd")
+    return done(context)
+
+
+@task(name="chaos.asks_for_time", retry=RetryPolicy(initial_s=3600))
+def asks_for_time(context: Context) -> dict[str, Any]:
+    if context.attempt == 1:
+        raise RetryAfter(0.01, "busy")
+    return done(context)
+
+
+@task(name="chaos.gives_up", retry=AT_ONCE)
+async def gives_up() -> None:
+    raise DoNotRetry("hopeless")
+
+
+@task(name="chaos.parent", retry=AT_ONCE, max_retries=1)
+def parent(context: Context, children: int, fail_first: bool = False) -> list[str]:
+    """Spawns children by order, and one by key; may fail afterwards and do it all again."""
+    found = [context.spawn("chaos.quick") for _ in range(children)]
+    found.append(context.spawn("chaos.quick", key="last", priority=9))
+    if fail_first and context.attempt == 1:
+        raise ValueError("once more")
+    return found
+
+
+@task(name="chaos.parent_async")
+async def parent_async(context: Context, children: int) -> list[str]:
+    return [await context.spawn_async("chaos.plain") for _ in range(children)]
+
+
+@task(name="chaos.wrong_parent")
+def wrong_parent(context: Context, task_name: str) -> str:
+    return context.spawn(task_name, [1, 2, 3])
+
+
+@task(name="chaos.parent_on_loop")
+async def parent_on_loop(context: Context) -> str:
+    return context.spawn("chaos.quick")
