@@ -87,6 +87,35 @@ def resume_task(
     Output(as_json=as_json).show(answer, lambda: _sentence(answer))
 
 
+def delete_task(
+    task_id: TaskIdArgument,
+    as_json: JsonOption = False,
+    api: ApiOption = None,
+    config: ConfigOption = None,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Give up the result, files and progress of a finished task; its history stays."""
+    answer = _ask(Instance(api=api, config=config, data_dir=data_dir), lambda client: client.delete(task_id))
+    Output(as_json=as_json).show(answer, lambda: _sentence(answer))
+
+
+def erase_task(
+    task_id: TaskIdArgument,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it: it cannot be undone.")] = False,
+    reason: Annotated[str | None, typer.Option(help="Why; kept in what is left of the task's history.")] = None,
+    as_json: JsonOption = False,
+    api: ApiOption = None,
+    config: ConfigOption = None,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Destroy all that a finished task carried, in the log, the files and the tables, for good."""
+    if not yes:
+        raise typer.BadParameter("erasing cannot be undone: say --yes to do it")
+    instance = Instance(api=api, config=config, data_dir=data_dir)
+    answer = _ask(instance, lambda client: client.erase(task_id, reason=reason))
+    Output(as_json=as_json).show(answer, lambda: _sentence(answer))
+
+
 def update_task(
     task_id: TaskIdArgument,
     kwargs: Annotated[str | None, typer.Option(metavar="JSON", help="New keyword arguments, all of them.")] = None,

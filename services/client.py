@@ -267,6 +267,14 @@ class Client:
         """Let a paused task go on."""
         return self._seen(await self.ask(ControlAnswer, "POST", f"{_task(task_id)}/resume"))
 
+    async def delete(self, task_id: str) -> ControlAnswer:
+        """Give up the result, files and progress of a finished task; its history stays."""
+        return self._seen(await self.ask(ControlAnswer, "DELETE", _task(task_id)))
+
+    async def erase(self, task_id: str, *, reason: str | None = None) -> ControlAnswer:
+        """Destroy all that a finished task carried, for good."""
+        return self._seen(await self.ask(ControlAnswer, "POST", f"{_task(task_id)}/erase", json={"reason": reason}))
+
     async def update(self, task_id: str, changes: Json, *, version: int | None = None) -> ControlAnswer:
         """Change these fields of a task that has not been started. ``version``: only if that is the present one."""
         headers = {} if version is None else {"If-Match": f'"{version}"'}

@@ -96,7 +96,7 @@ def test_every_command_of_the_readme_exists_and_every_command_is_in_it() -> None
 
     known = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue,reportUnknownArgumentType]
     rows = re.findall(r"^\| (`eventq .*?) \| ", README, re.MULTILINE)
-    named = {word for row in rows for word in re.findall(r"`eventq (\w+)", row)}
+    named = {word for row in rows for word in re.findall(r"`eventq ([\w-]+)", row)}
     assert named == known
 
 

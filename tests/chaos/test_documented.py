@@ -10,6 +10,12 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "reliability.md").read_text()
+PLACES = (
+    *("submit", "project", "attempt", "worker", "promote", "control", "queue", "clean", "erase", "lease", "gate", "schedule"),
+    *("workflow", "watch"),
+)
+"""Where failpoints are: the first part of their names."""
+
 ROOMS = ("events", "projections", "workers", "services")
 
 
@@ -35,7 +41,7 @@ def test_every_file_that_is_named_exists() -> None:
 def test_every_failpoint_is_documented_and_every_documented_one_exists() -> None:
     sources = [path.read_text() for room in ROOMS for path in (ROOT / room).rglob("*.py")]
     placed = {name for source in sources for name in re.findall(r'\bfailpoint\("([\w.]+)"\)', source)}
-    assert placed == set(re.findall(r"`((?:submit|project|attempt|worker|promote)\.[a-z_]+)`", PAGE))
+    assert placed == set(re.findall(r"`((?:" + "|".join(PLACES) + r")\.[a-z_]+)`", PAGE))
 
 
 @pytest.mark.parametrize("path", sorted(Path(__file__).parent.glob("test_kill_*.py")), ids=lambda path: path.name)

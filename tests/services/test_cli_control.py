@@ -88,3 +88,16 @@ async def test_a_file_of_tasks_is_submitted_and_refusals_are_told(backend: Backe
     assert lines[-1] == {"accepted": 2, "refused": 1}
     assert (await run("submit-batch", str(tmp_path / "none"))).code == ExitCode.NOT_FOUND
     assert (await backend.get("/tasks"))[1]["total"] == 4
+
+
+async def test_a_finished_task_is_cleaned_up_and_erased_and_erasing_asks_first(backend: Backend, run: Run) -> None:
+    task_id = (await backend.submit())["task_id"]
+    assert (await run("task", "delete", task_id)).code == ExitCode.CONFLICT
+    await backend.complete(task_id, {"ok": True})
+    assert "cleaned up" in (await run("task", "delete", task_id)).stdout
+    refused = await run("task", "erase", task_id)
+    assert (refused.code, "--yes" in refused.stderr) == (ExitCode.USAGE, True)
+    done = await run("task", "erase", task_id, "--yes", "--reason", "asked to", "--json")
+    assert (done.code, done.json["status"]) == (ExitCode.DONE, "COMPLETED"), done.stderr
+    _, read = await backend.get(f"/tasks/{task_id}")
+    assert (read["cleaned"], read["erased"], read["task_kwargs"]) == (True, True, {})
