@@ -8,8 +8,7 @@ from itertools import islice
 from aiohttp import web
 
 from eventq.events.cron import explain_cron
-from eventq.events.errors import InvalidInput, ScheduleNotFound
-from eventq.events.limits import IDEMPOTENCY_KEY_MAX_CHARS
+from eventq.events.errors import ScheduleNotFound
 from eventq.events.schedule import (
     DeleteSchedule,
     PauseSchedule,
@@ -20,9 +19,11 @@ from eventq.events.schedule import (
 )
 from eventq.projections.schedule_queries import EXISTING
 from eventq.services.api import api_of, requester, trace_of
+from eventq.services.idempotency import idempotency_key
 from eventq.services.openapi import NO_CONTENT, HttpRoutes, Reply
+from eventq.services.preconditions import check_version
 from eventq.services.reading import AS_OF_HEADER, fresh_enough
-from eventq.services.schedule_commands import change, check_version, create, trigger, update
+from eventq.services.schedule_commands import change, create, trigger, update
 from eventq.services.schedule_models import (
     PauseScheduleRequest,
     ScheduleAnswer,
@@ -101,7 +102,7 @@ async def pause_schedule(request: web.Request, path: SchedulePath, body: PauseSc
     """Let a schedule make no tasks until it is resumed."""
 
     async def command(schedule: Schedule, _: datetime) -> PauseSchedule:
-        check_version(request.headers.get("If-Match"), schedule)
+        check_version(request.headers.get("If-Match"), schedule.version)
         return PauseSchedule(requester(request), None if body is None else body.reason)
 
     return _reply(path.schedule_id, await change(api_of(request), path.schedule_id, command, trace_of(request)))
@@ -112,7 +113,7 @@ async def resume_schedule(request: web.Request, path: SchedulePath) -> Reply[Sch
     """Let a paused schedule go on. What was missed is caught up with as the schedule says."""
 
     async def command(schedule: Schedule, _: datetime) -> ResumeSchedule:
-        check_version(request.headers.get("If-Match"), schedule)
+        check_version(request.headers.get("If-Match"), schedule.version)
         return ResumeSchedule(requester(request))
 
     return _reply(path.schedule_id, await change(api_of(request), path.schedule_id, command, trace_of(request)))
@@ -124,12 +125,8 @@ async def trigger_schedule(request: web.Request, path: SchedulePath) -> Reply[Tr
 
     Its ticks go on as before. One `Idempotency-Key` makes one task, however often the request is sent.
     """
-    key = request.headers.get("Idempotency-Key")
-    if key is not None and not (0 < len(key) <= IDEMPOTENCY_KEY_MAX_CHARS and key.isprintable()):
-        problem = f"must be 1 to {IDEMPOTENCY_KEY_MAX_CHARS} printable characters"
-        raise InvalidInput("Idempotency-Key", problem, limit=IDEMPOTENCY_KEY_MAX_CHARS, found=len(key))
     api = api_of(request)
-    task_id, schedule = await trigger(api, path.schedule_id, key, requester(request), trace_of(request))
+    task_id, schedule = await trigger(api, path.schedule_id, idempotency_key(request), requester(request), trace_of(request))
     answer = TriggerAnswer(schedule_id=path.schedule_id, task_id=task_id, version=schedule.version)
     return Reply(answer, headers={"Location": task_path(task_id), "ETag": etag(schedule.version)})
 
@@ -139,7 +136,7 @@ async def delete_schedule(request: web.Request, path: SchedulePath) -> web.Respo
     """Delete a schedule for good. Tasks that it made stay as they are, and its id stays taken."""
 
     async def command(schedule: Schedule, _: datetime) -> DeleteSchedule:
-        check_version(request.headers.get("If-Match"), schedule)
+        check_version(request.headers.get("If-Match"), schedule.version)
         return DeleteSchedule(requester(request))
 
     await change(api_of(request), path.schedule_id, command, trace_of(request))

@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 
 from eventq.events.envelope import Trace
-from eventq.events.errors import IllegalTransition, InvalidInput, PayloadTooLarge, PreconditionFailed, ScheduleNotFound
+from eventq.events.errors import IllegalTransition, InvalidInput, PayloadTooLarge, ScheduleNotFound
 from eventq.events.handle import CONFLICTS_MAX, Handled, handle_any, read_state, read_task
 from eventq.events.ids import new_id
 from eventq.events.limits import EVENT_MAX_BYTES
@@ -32,26 +32,14 @@ from eventq.events.timers import set_timer
 from eventq.projections.fold import version_key
 from eventq.services.api import SOURCE, Api
 from eventq.services.http_limits import PARSE_INLINE_MAX_BYTES
+from eventq.services.preconditions import check_version
 from eventq.services.schedule_models import SchedulePatch, ScheduleRequest
 from eventq.services.schedules import broker_clock, tick_hint
 from eventq.services.submission import declaration_of
+from eventq.services.task_options import NAMES, asked, resolved
 
 INLINE_MAX_BYTES = 8 * 1024
 """Arguments above this go to the blob store: a schedule's state, and with it they, travel in each of its events."""
-
-_FIELDS = {
-    "queue": "queue_name",
-    "priority": "priority",
-    "max_retries": "max_retries",
-    "timeout_s": "timeout_seconds",
-    "queue_timeout_s": "queue_timeout_seconds",
-    "heartbeat_timeout_s": "heartbeat_timeout_seconds",
-    "result_ttl_s": "result_ttl_seconds",
-    "key": "key",
-    "tags": "tags",
-    "metadata": "metadata",
-}
-"""What is asked for of a task, by its name in ``Submitted`` and in requests."""
 
 _TIMING = ("cron", "time_zone", "catch_up", "overlap", "starts_at", "ends_at")
 
@@ -60,7 +48,7 @@ async def create(api: Api, body: ScheduleRequest, requested_by: str, trace: Trac
     """Store a new schedule. Raises ``InvalidInput``, or ``IllegalTransition`` where the id is taken."""
     schedule_id = body.schedule_id or new_id()
     timing = {name: getattr(body, name) for name in _TIMING}
-    task = await _task(api, body.task_name, _options(body, set(_FIELDS.values())), None, requested_by)
+    task = await _task(api, body.task_name, asked(body), None, requested_by)
     task = await _with_arguments(api, task, body.task_args, body.task_kwargs)
     spec = _spec({**timing, "task": task})
     now = await broker_clock(api.log.broker)()
@@ -77,7 +65,7 @@ async def update(
     """Change what the request names. Raises ``PreconditionFailed`` where the schedule is not at version ``if_match``."""
 
     async def command(schedule: Schedule, now: datetime) -> UpdateSchedule:
-        check_version(if_match, schedule)
+        check_version(if_match, schedule.version)
         spec = await _changed(api, schedule.required_spec, body, requested_by)
         return UpdateSchedule(schedule.version, spec, first_due(spec, schedule, now), requested_by)
 
@@ -124,15 +112,6 @@ async def trigger(api: Api, schedule_id: str, key: str | None, requested_by: str
     return task_id, after
 
 
-def check_version(if_match: str | None, schedule: Schedule) -> None:
-    """Raise ``PreconditionFailed`` where ``if_match`` (of an ``If-Match`` header) does not name the schedule's version."""
-    if if_match is None or if_match.strip() == "*":
-        return
-    wanted = {tag.strip().removeprefix("W/").strip('"') for tag in if_match.split(",")}
-    if str(schedule.version) not in wanted:
-        raise PreconditionFailed(if_match, schedule.version)
-
-
 async def _handled(api: Api, schedule_id: str, command: ScheduleCommand, trace: Trace, state: Schedule) -> Schedule:
     handled: Handled[Schedule] = await handle_any(
         api.log, SCHEDULES, schedule_id, command, source=SOURCE, trace=trace, state=state
@@ -141,23 +120,11 @@ async def _handled(api: Api, schedule_id: str, command: ScheduleCommand, trace: 
     return handled.state
 
 
-def _options(body: ScheduleRequest | SchedulePatch, names: set[str]) -> dict[str, Any]:
-    return {name: getattr(body, name) for name in names}
-
-
 async def _task(api: Api, task_name: str, options: dict[str, Any], before: Submitted | None, requested_by: str) -> Submitted:
     """The task without arguments. ``options``: those that are asked for; what else ``before`` had stays."""
     declaration = await declaration_of(api, task_name)
-    declared = {
-        "queue": declaration.queue,
-        "priority": declaration.priority,
-        "max_retries": declaration.max_retries,
-        "timeout_s": declaration.timeout_s,
-    }
-    values: dict[str, Any] = {}
-    for name, asked in _FIELDS.items():
-        value = options[asked] if asked in options else getattr(before, name)
-        values[name] = declared.get(name) if value is None else value
+    kept = {} if before is None else {name: getattr(before, name) for name in NAMES.values()}
+    values = resolved(declaration, kept | options)
     return Submitted(task_name=declaration.name, pool=declaration.pool, requested_by=requested_by, **values)
 
 
@@ -177,11 +144,11 @@ async def _with_arguments(api: Api, task: Submitted, args: list[Any], kwargs: di
 async def _changed(api: Api, spec: ScheduleSpec, body: SchedulePatch, requested_by: str) -> ScheduleSpec:
     given = body.model_fields_set
     before = spec.task
-    asked = _options(body, given & set(_FIELDS.values()))
+    options = asked(body, given)
     if body.task_name not in (None, before.task_name):
         # Another task's declaration decides what is not asked for; limits, key and tags are the schedule's own.
-        asked |= {name: None for name in ("queue_name", "priority", "max_retries", "timeout_seconds") if name not in given}
-    task = await _task(api, body.task_name or before.task_name, asked, before, requested_by)
+        options = dict.fromkeys(("queue", "priority", "max_retries", "timeout_s")) | options
+    task = await _task(api, body.task_name or before.task_name, options, before, requested_by)
     if body.task_args is None and body.task_kwargs is None and before.input is not None:
         if task.task_name != before.task_name:
             raise InvalidInput("/task_kwargs", "is required where the task changes and its arguments are stored by reference")

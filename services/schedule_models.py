@@ -5,76 +5,27 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from eventq.events.cron import check_cron, check_zone
 from eventq.events.data import BlobRef
-from eventq.events.errors import InvalidInput
 from eventq.events.ids import check_id
-from eventq.events.limits import (
-    CRON_MAX_CHARS,
-    METADATA_MAX,
-    METADATA_VALUE_MAX_CHARS,
-    NAME_MAX_CHARS,
-    QUEUE_TIMEOUT_MAX_S,
-    REASON_MAX_CHARS,
-    RESULT_TTL_MAX_S,
-    RETRIES_MAX,
-    TAG_MAX_CHARS,
-    TAGS_MAX,
-    TIMEOUT_MAX_S,
-)
+from eventq.events.limits import CRON_MAX_CHARS, NAME_MAX_CHARS, REASON_MAX_CHARS
 from eventq.events.schedule import ScheduleStatus
 from eventq.events.schedule_events import CatchUp, Overlap
 from eventq.services.answers import Answer
 from eventq.services.http_limits import OFFSET_MAX, PAGE_DEFAULT, PAGE_MAX
-from eventq.services.schemas import POSITION_MAX, Closed, Priority, QueueName, TaskName, Utc
+from eventq.services.schemas import POSITION_MAX, Arguments, Closed, TaskName, TaskOptions, Utc, checked
 
 ScheduleState = Literal["ACTIVE", "PAUSED", "ENDED", "DELETED"]
 
 
-def _sound(check: Any, field: str) -> AfterValidator:
-    """A check of the rules as a pydantic validator: only its sentence passes, pydantic knows the place."""
-
-    def validate(value: str) -> str:
-        try:
-            check(value, field)
-        except InvalidInput as error:
-            raise ValueError(error.detail.removeprefix(f"{field}: ")) from None
-        return value
-
-    return AfterValidator(validate)
+ScheduleId = Annotated[str, checked(check_id, "schedule_id")]
+Cron = Annotated[str, Field(max_length=CRON_MAX_CHARS), checked(check_cron, "cron")]
+TimeZone = Annotated[str, Field(max_length=NAME_MAX_CHARS), checked(check_zone, "time_zone")]
 
 
-ScheduleId = Annotated[str, _sound(check_id, "schedule_id")]
-Cron = Annotated[str, Field(max_length=CRON_MAX_CHARS), _sound(check_cron, "cron")]
-TimeZone = Annotated[str, Field(max_length=NAME_MAX_CHARS), _sound(check_zone, "time_zone")]
-Tag = Annotated[str, Field(min_length=1, max_length=TAG_MAX_CHARS)]
-Tags = Annotated[list[Tag], Field(max_length=TAGS_MAX)]
-MetadataValue = Annotated[str, Field(max_length=METADATA_VALUE_MAX_CHARS)]
-Metadata = Annotated[
-    dict[Annotated[str, Field(min_length=1, max_length=NAME_MAX_CHARS)], MetadataValue], Field(max_length=METADATA_MAX)
-]
-KeyName = Annotated[str, Field(min_length=1, max_length=NAME_MAX_CHARS)]
-Arguments = Annotated[list[Any], Field(max_length=1000)]
-
-
-class ScheduledTask(Closed):
-    """The task of each tick. Left out or null: as the task declares it."""
-
-    priority: Priority | None = Field(None, description="Larger is more urgent.")
-    queue_name: QueueName | None = None
-    max_retries: int | None = Field(None, ge=0, le=RETRIES_MAX)
-    timeout_seconds: float | None = Field(None, gt=0, le=TIMEOUT_MAX_S, description="For one attempt.")
-    queue_timeout_seconds: float | None = Field(None, gt=0, le=QUEUE_TIMEOUT_MAX_S, description="To be started within.")
-    heartbeat_timeout_seconds: float | None = Field(None, gt=0, le=TIMEOUT_MAX_S, description="An attempt's longest silence.")
-    result_ttl_seconds: float | None = Field(None, gt=0, le=RESULT_TTL_MAX_S, description="The result is kept for so long.")
-    key: KeyName | None = Field(None, description="Limits for each key and fair sharing go by it.")
-    tags: Tags = Field(default_factory=list[str])
-    metadata: Metadata = Field(default_factory=dict[str, str])
-
-
-class ScheduleRequest(ScheduledTask):
+class ScheduleRequest(TaskOptions):
     """What to make when."""
 
     schedule_id: ScheduleId | None = Field(None, description="Yours to choose; by default a new one.")
@@ -90,7 +41,7 @@ class ScheduleRequest(ScheduledTask):
     enabled: bool = Field(True, description="`false`: created paused.")
 
 
-class SchedulePatch(ScheduledTask):
+class SchedulePatch(TaskOptions):
     """What to change; what is left out stays."""
 
     cron: Cron | None = None

@@ -39,14 +39,15 @@ class Closed(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-def _checked(check: Any, field: str) -> AfterValidator:
-    """A check of ``events.ids`` as a pydantic validator: only its sentence passes, pydantic knows the place."""
+def checked(check: Any, field: str) -> AfterValidator:
+    """A check of the rules as a pydantic validator: only its sentence passes, pydantic knows the place."""
 
     def validate(value: str) -> str:
         try:
-            return str(check(value, field))
+            check(value, field)
         except InvalidInput as error:
             raise ValueError(error.detail.removeprefix(f"{field}: ")) from None
+        return value
 
     return AfterValidator(validate)
 
@@ -76,9 +77,9 @@ def _moment(value: Any) -> Any:
 
 Utc = Annotated[datetime, BeforeValidator(_utc)]
 Moment = Annotated[int | datetime, BeforeValidator(_moment)]
-TaskId = Annotated[str, _checked(check_id, "task_id")]
-TaskName = Annotated[str, _checked(check_task_name, "task_name")]
-QueueName = Annotated[str, _checked(check_name, "queue_name")]
+TaskId = Annotated[str, checked(check_id, "task_id")]
+TaskName = Annotated[str, checked(check_task_name, "task_name")]
+QueueName = Annotated[str, checked(check_name, "queue_name")]
 Priority = Annotated[int, Field(ge=PRIORITY_MIN, le=PRIORITY_MAX)]
 StatusName = Literal["SCHEDULED", "PENDING", "RUNNING", "RETRYING", "PAUSED", "COMPLETED", "FAILED", "TIMED_OUT", "CANCELLED"]
 Tag = Annotated[str, Field(min_length=1, max_length=TAG_MAX_CHARS)]

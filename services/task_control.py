@@ -10,32 +10,19 @@ import orjson
 
 from eventq.events.commands import Command, PauseTask, ResumeTask, UpdateTask
 from eventq.events.envelope import Trace, next_event
-from eventq.events.errors import IllegalTransition, PreconditionFailed, TaskNotFound, VersionConflict
+from eventq.events.errors import IllegalTransition, TaskNotFound, VersionConflict
 from eventq.events.failpoints import failpoint
 from eventq.events.handle import CONFLICTS_MAX, handle, read_task
 from eventq.events.task import ACCEPTS, TASKS, Status, Task, decide
 from eventq.events.task_events import Submitted
 from eventq.events.timers import DUE, START_BY, START_BY_SLACK_S, Hint, set_timer
 from eventq.services.api import SOURCE, Api
+from eventq.services.preconditions import check_version
 from eventq.services.schemas import UpdateRequest
 from eventq.services.submission import check_schedule, checked_arguments, declaration_of, specification
+from eventq.services.task_options import asked, resolved
 
 CommandFor = Callable[[Task, datetime], Awaitable[Command]]
-
-_FIELDS = {
-    "queue_name": "queue",
-    "priority": "priority",
-    "max_retries": "max_retries",
-    "retry": "retry",
-    "timeout_seconds": "timeout_s",
-    "queue_timeout_seconds": "queue_timeout_s",
-    "heartbeat_timeout_seconds": "heartbeat_timeout_s",
-    "result_ttl_seconds": "result_ttl_s",
-    "key": "key",
-    "tags": "tags",
-    "metadata": "metadata",
-}
-"""Fields of the request, and what they are called in the log."""
 
 
 async def pause(api: Api, task_id: str, requested_by: str, reason: str | None, trace: Trace) -> Task:
@@ -61,7 +48,7 @@ async def update(api: Api, task_id: str, body: UpdateRequest, requested_by: str,
     """
 
     async def command(task: Task, now: datetime) -> Command:
-        check_version(if_match, task)
+        check_version(if_match, task.version)
         if task.status not in ACCEPTS[UpdateTask] or task.attempt > 0:
             what = "that has been started" if task.attempt > 0 else f"with status {task.status}"
             raise IllegalTransition(f"cannot update a task {what}", status=str(task.status))
@@ -98,15 +85,6 @@ async def change(api: Api, task_id: str, command_for: CommandFor, trace: Trace) 
     raise VersionConflict(task_id, 0)
 
 
-def check_version(if_match: str | None, task: Task) -> None:
-    """Raise ``PreconditionFailed`` where ``if_match`` (of an ``If-Match`` header) does not name the task's version."""
-    if if_match is None or if_match.strip() == "*":
-        return
-    wanted = {tag.strip().removeprefix("W/").strip('"') for tag in if_match.split(",")}
-    if str(task.version) not in wanted:
-        raise PreconditionFailed(if_match, task.version)
-
-
 async def _set_timers(api: Api, task_id: str, after: Task) -> None:
     """The timers that the task will need once it is ``after``."""
     broker = api.log.broker
@@ -124,19 +102,7 @@ async def _changed(api: Api, before: Submitted, body: UpdateRequest) -> Submitte
     given = body.model_fields_set
     declaration = await declaration_of(api, body.task_name or before.task_name)
     changes: dict[str, Any] = {"task_name": declaration.name, "pool": declaration.pool}
-    declared = {
-        "queue": declaration.queue,
-        "priority": declaration.priority,
-        "max_retries": declaration.max_retries,
-        "timeout_s": declaration.timeout_s,
-        "queue_timeout_s": declaration.queue_timeout_s,
-        "heartbeat_timeout_s": declaration.heartbeat_timeout_s,
-        "result_ttl_s": declaration.result_ttl_s,
-    }
-    for asked, name in _FIELDS.items():
-        if asked in given:
-            value = getattr(body, asked)
-            changes[name] = declared.get(name) if value is None else value
+    changes |= resolved(declaration, asked(body, given))
     if "scheduled_at" in given:
         check_schedule(body.scheduled_at)
         changes["scheduled_at"] = body.scheduled_at

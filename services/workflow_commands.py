@@ -34,6 +34,7 @@ from eventq.projections.fold import version_key
 from eventq.services.api import SOURCE, Api
 from eventq.services.idempotency import check_same, keyed_id
 from eventq.services.submission import declaration_of, refuse_when_damaged
+from eventq.services.task_options import asked, declared, resolved
 from eventq.services.workflow_models import CompensationBody, NodeBody, WorkflowRequest
 
 DEADLINE_SLACK_S = 0.05
@@ -162,30 +163,9 @@ async def _template(api: Api, place: str, task: NodeBody | CompensationBody, nod
         api.declarations.check(_lenient(declaration, task), task.task_args, task.task_kwargs)
     except InvalidInput as error:
         raise _placed(error, place) from None
-    asked = node if isinstance(task, NodeBody) else None
-    values: dict[str, Any] = {
-        "queue": declaration.queue,
-        "priority": declaration.priority,
-        "max_retries": declaration.max_retries,
-        "timeout_s": declaration.timeout_s,
-        "queue_timeout_s": declaration.queue_timeout_s,
-        "heartbeat_timeout_s": declaration.heartbeat_timeout_s,
-        "result_ttl_s": declaration.result_ttl_s,
-        "key": node.key,
-        "tags": node.tags,
-        "metadata": node.metadata,
-    }
-    if asked is not None:
-        wanted = {
-            "queue": asked.queue_name,
-            "priority": asked.priority,
-            "max_retries": asked.max_retries,
-            "timeout_s": asked.timeout_seconds,
-            "queue_timeout_s": asked.queue_timeout_seconds,
-            "heartbeat_timeout_s": asked.heartbeat_timeout_seconds,
-            "result_ttl_s": asked.result_ttl_seconds,
-        }
-        values |= {name: value for name, value in wanted.items() if value is not None}
+    # What undoes a node's work is another task: of the node it has only whose it is, and how to find it.
+    options = asked(node) if isinstance(task, NodeBody) else asked(node, ("key", "tags", "metadata"))
+    values = declared(declaration) | resolved(declaration, options)
     return Submitted(task_name=declaration.name, pool=declaration.pool, args=task.task_args, kwargs=task.task_kwargs, **values)
 
 

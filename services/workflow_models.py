@@ -5,10 +5,9 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from eventq.events.data import BlobRef, ErrorInfo
-from eventq.events.errors import InvalidInput
 from eventq.events.ids import check_id, check_name
 from eventq.events.limits import (
     CONDITIONS_MAX,
@@ -22,27 +21,14 @@ from eventq.events.workflow_events import NodeKind, OnFailure, Operator, RunIf
 from eventq.events.workflow_run import NodeStatus
 from eventq.services.answers import Answer, TimelineEvent
 from eventq.services.http_limits import OFFSET_MAX, PAGE_DEFAULT, PAGE_MAX
-from eventq.services.schedule_models import Arguments, Metadata, ScheduledTask, Tags
-from eventq.services.schemas import POSITION_MAX, Closed, TaskName
+from eventq.services.schemas import POSITION_MAX, Arguments, Closed, Metadata, Tags, TaskName, TaskOptions, checked
 
 WorkflowState = Literal["RUNNING", "STOPPING", "COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"]
 
 
-def _sound(check: Any, field: str) -> AfterValidator:
-    """A check of ids as a pydantic validator: only its sentence passes, pydantic knows the place."""
-
-    def validate(value: str) -> str:
-        try:
-            return str(check(value, field))
-        except InvalidInput as error:
-            raise ValueError(error.detail.removeprefix(f"{field}: ")) from None
-
-    return AfterValidator(validate)
-
-
-WorkflowId = Annotated[str, _sound(check_id, "workflow_id")]
-NodeName = Annotated[str, _sound(check_name, "node")]
-SignalName = Annotated[str, _sound(check_name, "signal")]
+WorkflowId = Annotated[str, checked(check_id, "workflow_id")]
+NodeName = Annotated[str, checked(check_name, "node")]
+SignalName = Annotated[str, checked(check_name, "signal")]
 Person = Annotated[str, Field(min_length=1, max_length=NAME_MAX_CHARS)]
 
 
@@ -63,7 +49,7 @@ class CompensationBody(Closed):
     task_kwargs: dict[str, Any] = Field(default_factory=dict)
 
 
-class NodeBody(ScheduledTask):
+class NodeBody(TaskOptions):
     """One step. `{"$from": "node"}` anywhere in the arguments stands for that node's result, with `"path": "/a/0"` for a part
     of it, with `"children": true` for the list of the results of the tasks that it spawned."""
 
