@@ -11,8 +11,8 @@ from pkgutil import extend_path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from eventq.services.client import Client
     from eventq.events.retry import RetryPolicy
+    from eventq.services.client import Client
     from eventq.workers.context import Context, TaskCancelled, TaskPaused
     from eventq.workers.outcome import DoNotRetry, RetryAfter
     from eventq.workers.registry import task

@@ -24,7 +24,8 @@ from tests.support.poll import eventually
 
 ROOT = Path(__file__).parents[1]
 PASSWORDS = {
-    f"NATS_{name}_PASSWORD": f"secretof{name.lower()}" for name in ("ADMIN", "API", "SCHEDULER", "WORKER", "OBSERVER", "ROUTE", "SYSTEM")
+    f"NATS_{name}_PASSWORD": f"secretof{name.lower()}"
+    for name in ("ADMIN", "API", "SCHEDULER", "WORKER", "OBSERVER", "ROUTE", "SYSTEM")
 }
 BROKERS = ("nats-1", "nats-2", "nats-3")
 ALIEN = "127.0.0.2"

@@ -141,7 +141,9 @@ async def runs_to_the_end(session: aiohttp.ClientSession, due_at: datetime | Non
 @pytest.mark.parametrize(
     ("user", "subject"),
     [
-        ("worker", "tasks.t1.1.submitted.cpu.default.5"),
+        ("worker", "tasks.t1.2.cancel_requested"),
+        ("worker", "workflows.w1.1.submitted"),
+        ("worker", "queues.q1.2.paused"),
         ("worker", "$JS.API.STREAM.DELETE.EVENTS"),
         ("worker", "$JS.API.STREAM.CREATE.EVENTS"),
         ("scheduler", "tasks.t1.2.completed"),

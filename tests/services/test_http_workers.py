@@ -343,7 +343,7 @@ async def test_an_api_that_dies_while_it_leases_loses_nothing(
     await eventually(pending, timeout=30)
     for task in tasks:
         task.cancel()
-    task = await eventually(again, timeout=40)
-    assert task["task_id"] == task_id
+    leased = await eventually(again, timeout=40)
+    assert leased["task_id"] == task_id
     assert (await task_of(backend, task_id)).losses == 0
-    assert (await remote.report("complete", task))[1]["status"] == "COMPLETED"
+    assert (await remote.report("complete", leased))[1]["status"] == "COMPLETED"
