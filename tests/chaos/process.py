@@ -15,7 +15,7 @@ import orjson
 
 from eventq.services.child import NOTIFY_SOCKET, dying_with_parent
 from tests.support.poll import eventually_sync
-from tests.support.processes import alive
+from tests.support.processes import alive, stands_still
 
 COMMAND = ("-m", "eventq.services.cli")
 LAUNCHER = (str(Path(__file__).with_name("run_process.py")),)
@@ -108,12 +108,8 @@ class Process:
 
     @property
     def paused(self) -> bool:
-        """Whether a signal stopped it (state T)."""
-        try:
-            stat = Path(f"/proc/{self.pid}/stat").read_text()
-        except FileNotFoundError:
-            return False
-        return stat.rpartition(")")[2].split()[0] == "T"
+        """Whether a signal stopped it."""
+        return stands_still(self.pid)
 
     def children(self) -> list[int]:
         """Its living child processes."""

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from eventq.services.embedded import find_nats_server
 from tests.support.poll import eventually_sync
+from tests.support.processes import stands_still
 
 READY_S = 10.0
 STOP_S = 10.0
@@ -72,8 +73,9 @@ class NatsServer:
         self.start()
 
     def pause(self) -> None:
-        """SIGSTOP: connections stay open and nothing answers."""
+        """SIGSTOP, and wait until the server stands still: connections stay open and nothing answers."""
         os.kill(self.pid, signal.SIGSTOP)
+        eventually_sync(lambda: stands_still(self.pid), what="the server stands still")
 
     def resume(self) -> None:
         os.kill(self.pid, signal.SIGCONT)

@@ -17,3 +17,13 @@ def alive(pid: int) -> bool:
 def dead(pid: int) -> bool:
     """The opposite of `alive`."""
     return not alive(pid)
+
+
+def stands_still(pid: int) -> bool:
+    """Whether a signal stopped every thread of `pid` (state T). A signal reaches the threads one by one: until the last has
+    it, the process may still answer."""
+    try:
+        stats = [(thread / "stat").read_text() for thread in Path(f"/proc/{pid}/task").iterdir()]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return all(stat.rpartition(")")[2].split()[0] == "T" for stat in stats)
