@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 BENCHES = {
     "submit": "submit",
+    "bulk": "bulk",
     "drain": "drain",
     "latency": "latency",
     "rebuild": "rebuild",

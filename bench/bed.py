@@ -48,6 +48,7 @@ class Bed:
             {
                 "nats_url": server.url,
                 "nats_monitor_url": server.monitor_url,
+                "nats_system_url": server.system_url,
                 "accept_lazy_sync": sync == "default",
                 "data_dir": folder,
                 "concurrency": CONCURRENCY,

@@ -12,6 +12,8 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
+import aiohttp
+
 from bench.http_connection import HttpConnection
 from bench.until import until
 from eventq.events.appender import PipelinedAppender, Refused
@@ -58,6 +60,20 @@ async def http(url: str, count: int, in_flight: int, warm_up: int = 200) -> Foun
     for connection in connections:
         connection.close()
     return {"per_s": count / seconds, "latencies_s": latencies}
+
+
+async def bulk(url: str, count: int) -> Found:
+    """Submit ``count`` tasks in one request, a line each, and read the answer of each; the rate, from the first byte sent."""
+    body = b'{"task_name": "noop"}\n' * count
+    headers = {"Content-Type": "application/x-ndjson"}
+    async with aiohttp.ClientSession() as session:
+        began = time.perf_counter()
+        async with session.post(f"{url}{SUBMIT_PATH}/batch", data=body, headers=headers) as answer:
+            answers = (await answer.read()).splitlines()
+        seconds = time.perf_counter() - began
+    if (accepted := sum(b'"task_id"' in line for line in answers)) != count:
+        raise RuntimeError(f"answered {answer.status}, {accepted} of {count} accepted: {answers[-1:]}")
+    return {"per_s": count / seconds}
 
 
 async def append(url: str, count: int, in_flight: int) -> Found:
@@ -179,7 +195,13 @@ async def _repeat(work: Callable[[], Awaitable[None]], count: int, in_flight: in
     await asyncio.gather(*(again() for _ in range(in_flight)))
 
 
-KINDS: dict[str, Callable[..., Coroutine[Any, Any, Found]]] = {"http": http, "append": append, "fill": fill, "latency": latency}
+KINDS: dict[str, Callable[..., Coroutine[Any, Any, Found]]] = {
+    "http": http,
+    "bulk": bulk,
+    "append": append,
+    "fill": fill,
+    "latency": latency,
+}
 
 
 def main(arguments: Sequence[str]) -> None:

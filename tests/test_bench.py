@@ -14,6 +14,7 @@ ENTRY = Path(__file__).parent.parent / "bench" / "__main__.py"
 
 FIGURES = {
     "submit": {f"{way}{of}" for way in ("submit_one_by_one", "submit_64_in_flight") for of in ("", "_p50", "_p99")},
+    "bulk": {"submit_bulk"},
     "drain": {"drain_1_worker", "drain_2_workers", "drain_cpu_per_task"},
     "latency": {f"submit_to_{moment}_{of}" for moment in ("start", "visible", "listed", "completed") for of in ("p50", "p99")},
     "rebuild": {"rebuild", "rebuild_cpu_per_event", "rebuild_file_size"},
