@@ -65,7 +65,7 @@ from eventq.events.handle import Handled, handle, read_task
 from eventq.events.limits import INLINE_PAYLOAD_MAX_BYTES
 from eventq.events.log import EventLog
 from eventq.events.presence import present
-from eventq.events.retry import RetryPolicy, retry_delay_s, retry_in_s
+from eventq.events.retry import RetryPolicy, retry_in_s
 from eventq.events.task import TASKS, Status, Task, decide, from_summary
 from eventq.events.task_events import Submitted, Updated
 from eventq.events.timers import DUE, Hint, set_timer
@@ -116,6 +116,8 @@ class Workshop:
     lease_s: float
     stop_s: float
     counts: Counts = field(default_factory=Counts)
+    leaving: bool = False
+    """The worker is about to end: no attempt stands still in it any more, a pause ends it instead."""
 
     @property
     def source(self) -> str:
@@ -133,7 +135,8 @@ class Attempt:
         self.execution: Execution | None = None
         self._stop_early: StopReason | None = None
         self._steering = asyncio.Lock()
-        self._seen_version = 0
+        self._seen_version = delivery.event.version
+        """Up to which version signals are answered: older ones were meant for earlier attempts."""
         self._submitted: Submitted | None = None
         self._shop = workshop
         self._trace = Trace(delivery.event.id, delivery.event.trace.correlation_id, delivery.event.trace.traceparent)
@@ -145,6 +148,8 @@ class Attempt:
                 return
             started = time.monotonic()
             outcome = await self._execute(function)
+            if self.execution is not None:
+                started += self.execution.stood_still_s
             try:
                 await self._report(outcome, function, time.monotonic() - started)
             except (TypeError, ValueError, RecursionError, PayloadTooLarge) as error:
@@ -177,6 +182,8 @@ class Attempt:
                     await self._pause()
                 case "resumed":
                     self._thaw()
+                case _:
+                    raise AssertionError(f"nobody asked to be told of {signal!r}")
 
     @property
     def frozen(self) -> bool:
@@ -185,34 +192,41 @@ class Attempt:
 
     async def _pause(self) -> None:
         execution = self.execution
-        if execution is None or not execution.in_child:
+        if execution is None or not execution.in_child or self._shop.leaving:
             self.stop(StopReason.PAUSED)
         elif await execution.freeze():
             failpoint("attempt.frozen")
             await self._say_frozen()
 
     async def _say_frozen(self) -> None:
-        """Have the log say that the attempt stands still, or let it go on where the log says that it must not."""
-        command = ConfirmPause(self.task.attempt, frozen=True)
+        """Have the log say that the attempt stands still, or do what the log says instead."""
         while self.frozen:
             try:
-                handled = await handle(self._shop.log, self.task_id, command, source=self._shop.source, trace=self._trace)
+                task = await self._confirm_frozen()
             except Unavailable as error:
                 log.warning("attempt.pause_waits", task_id=self.task_id, code=error.code, error=error.detail)
                 await asyncio.sleep(REPORT_PAUSES_S[0])
-            except IllegalTransition as error:
-                # Withdrawn; or said already, where the answer to the first try got lost.
-                if error.fields.get("status") != Status.PAUSED:
-                    self._thaw()
-                return
-            except (Conflict, TaskNotFound):
+                continue
+            if not self.is_current(task):
                 self.stop(StopReason.LEASE_LOST)
                 return
-            else:
-                self._seen_version = handled.state.version
-                if handled.state.cancel_requested_by is not None:
-                    self.stop(StopReason.CANCELLED)
-                return
+            if task.cancel_requested_by is not None:
+                self.stop(StopReason.CANCELLED)
+            elif not task.frozen and task.pause_requested_by is not None:
+                continue  # withdrawn, and asked for again before we looked
+            elif not task.frozen:
+                self._thaw()  # withdrawn
+            self._seen_version = task.version
+            return
+
+    async def _confirm_frozen(self) -> Task:
+        """The task once it knows that its attempt stands still, or as it is where the rules refuse to write that: because the
+        pause was withdrawn, or because it was written already and only the answer got lost."""
+        shop, command = self._shop, ConfirmPause(self.task.attempt, frozen=True)
+        try:
+            return (await handle(shop.log, self.task_id, command, source=shop.source, trace=self._trace)).state
+        except (Conflict, TaskNotFound):
+            return await read_task(shop.log, self.task_id, fresh=True)
 
     def _thaw(self) -> None:
         if self.execution is not None:
@@ -394,7 +408,8 @@ class Attempt:
             return None
         if stored is None or stored.event.source != self._shop.source or stored.event.version <= self.task.version:
             return None
-        return Handled(from_summary(stored.event.state), stored.event, stored.position)
+        task = from_summary(stored.event.state)
+        return None if task.in_hand else Handled(task, stored.event, stored.position)  # else only that it stands still
 
     async def _append_outcome(self, command: Command) -> Handled[Task]:
         """Set the timer first where the outcome may be a retry: dying in between leaves a timer that fires for nothing."""
@@ -418,12 +433,12 @@ class Attempt:
             case Raised():
                 return FailAttempt(attempt, outcome.error, self._retry_after(outcome, function), now)
             case Stopped(StopReason.TIMED_OUT, steps):
-                return TimeOutAttempt(
-                    attempt, round(duration_s, 3), self._retry_in_s(function), now, "execution_timeout", steps
-                )
+                retry_s = self._retry_in_s(function, "ExecutionTimeout")
+                return TimeOutAttempt(attempt, round(duration_s, 3), retry_s, now, "execution_timeout", steps)
             case Stopped(StopReason.SILENT, steps):
                 silence_s = self.task.heartbeat_timeout_s or 0.0
-                return TimeOutAttempt(attempt, silence_s, self._retry_in_s(function), now, "heartbeat_timeout", steps)
+                retry_s = self._retry_in_s(function, "HeartbeatTimeout")
+                return TimeOutAttempt(attempt, silence_s, retry_s, now, "heartbeat_timeout", steps)
             case Stopped(StopReason.CANCELLED, steps):
                 return ConfirmCancel(attempt, steps)
             case Stopped(StopReason.PAUSED):
@@ -442,7 +457,8 @@ class Attempt:
                 return CompleteAttempt(attempt, None, await self._store(outcome.result), round(duration_s, 6))
             except Unavailable as error:
                 if pause_s is None:
-                    return FailAttempt(attempt, describe_error(error), self._retry_in_s(function), datetime.now(UTC))
+                    failed = raised(error)
+                    return FailAttempt(attempt, failed.error, self._retry_after(failed, function), datetime.now(UTC))
                 log.warning("attempt.result_waits", task_id=self.task_id, code=error.code, error=error.detail)
                 await asyncio.sleep(pause_s)
         raise AssertionError("unreachable")
@@ -455,14 +471,15 @@ class Attempt:
         own = None if self._submitted is None else self._submitted.retry
         return own or function.declaration.retry
 
-    def _retry_in_s(self, function: TaskFunction) -> float:
-        return retry_delay_s(self._policy(function), self.task.failures + 1, random.random())
-
     def _retry_after(self, outcome: Raised, function: TaskFunction) -> float | None:
         if not outcome.retryable:
             return None
+        names = outcome.names or (outcome.error.type,)  # a process that died has no class, but a name
+        return self._retry_in_s(function, *names, asked_s=outcome.retry_after_s)
+
+    def _retry_in_s(self, function: TaskFunction, *errors: str, asked_s: float | None = None) -> float | None:
         policy, failures = self._policy(function), self.task.failures + 1
-        return retry_in_s(policy, failures, random.random(), errors=outcome.names, asked_s=outcome.retry_after_s)
+        return retry_in_s(policy, failures, random.random(), errors=errors, asked_s=asked_s)
 
     def _tell(self, task: Task, duration_s: float) -> None:
         """One line for each attempt; of those that went well only where somebody wants to read them all."""

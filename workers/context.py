@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol
 
+import orjson
+
 from eventq.events.blob_keys import output_key
 from eventq.events.blobs import BlobStore
 from eventq.events.data import BlobRef
-from eventq.events.errors import InvalidInput
+from eventq.events.errors import InvalidInput, PayloadTooLarge
 from eventq.events.limits import LOG_MESSAGE_MAX_CHARS, PROGRESS_PER_SECOND_MAX, SPAWNED_MAX
 from eventq.events.report import LogLine, Progress
 from eventq.workers.inputs import Inputs
@@ -28,6 +30,11 @@ FIELD_MAX_CHARS = 1_000
 FIELD_NAME_MAX_CHARS = 100
 FIELDS_MAX = 50
 """Fields of one log line; further ones are left out."""
+
+SPAWN_INPUT_MAX_BYTES = 16 * 1024 * 1024
+"""Arguments of one spawned task. A larger input belongs into a file: ``ctx.put_output``, and its key as the argument."""
+
+SPAWN_KEY_MAX_CHARS = 200
 
 _INTEGERS = range(-(2**63), 2**64)
 """What JSON readers, and the log, can hold as an integer."""
@@ -117,7 +124,8 @@ class Context:
         self.device = device
         self.blobs = blobs
         self.inputs = inputs
-        self._spawned = 0
+        self._unnamed = 0
+        self._children: set[str] = set()
         self._beaten_at = -math.inf
 
     def progress(self, done: float, total: float | None = None, unit: str | None = None, message: str | None = None) -> None:
@@ -194,15 +202,31 @@ class Context:
     def _request(
         self, task_name: str, args: Sequence[Any], kwargs: Mapping[str, Any] | None, key: str | None, options: dict[str, Any]
     ) -> SpawnRequest:
-        self._spawned += 1
-        if self._spawned > SPAWNED_MAX:
-            raise InvalidInput("spawn", f"more than {SPAWNED_MAX} children", limit=SPAWNED_MAX, found=self._spawned)
-        which = f"call {self._spawned}" if key is None else f"key {key}"
-        return SpawnRequest(task_name, list(args), dict(kwargs or {}), which, options)
+        if key is not None and not (isinstance(key, str) and 0 < len(key) <= SPAWN_KEY_MAX_CHARS):  # pyright: ignore[reportUnnecessaryIsInstance]  # task code may pass anything
+            raise InvalidInput("key", f"must be a text of 1 to {SPAWN_KEY_MAX_CHARS} characters", limit=SPAWN_KEY_MAX_CHARS)
+        if key is None:
+            self._unnamed += 1
+        which = f"call {self._unnamed}" if key is None else f"key {key}"
+        if which not in self._children and len(self._children) >= SPAWNED_MAX:
+            raise InvalidInput("spawn", f"more than {SPAWNED_MAX} children", limit=SPAWNED_MAX, found=len(self._children) + 1)
+        self._children.add(which)
+        return SpawnRequest(task_name, *_plain_arguments(list(args), dict(kwargs or {})), which, options)
 
     def put_output(self, name: str, data: bytes, media_type: str = "application/octet-stream") -> BlobRef:
         """``data`` is stored as a file of this attempt; put the answer (``.model_dump()``) into the result."""
         return self.blobs.put(data, key=output_key(self.task_id, self.attempt, name), media_type=media_type)
+
+
+def _plain_arguments(args: list[Any], kwargs: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    """The arguments as JSON values. Raises :class:`InvalidInput` for what is none, or too much."""
+    try:
+        encoded = orjson.dumps({"args": args, "kwargs": kwargs})
+    except TypeError as error:
+        raise InvalidInput("args", f"cannot be stored as JSON: {error}") from None
+    if len(encoded) > SPAWN_INPUT_MAX_BYTES:
+        raise PayloadTooLarge("args", "are too large", limit=SPAWN_INPUT_MAX_BYTES, found=len(encoded))
+    plain = orjson.loads(encoded)
+    return plain["args"], plain["kwargs"]
 
 
 def _plain(fields: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ Standing still is for child processes: SIGSTOP, and SIGCONT to go on. What limit
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
@@ -33,6 +34,9 @@ log = structlog.get_logger("eventq.execution")
 
 OnReport = Callable[[Progress | LogLine], None]
 OnSpawn = Callable[[SpawnRequest], Awaitable[str]]
+
+LISTEN_S = 0.1
+"""For how long an attempt whose heartbeat is overdue is listened to before it is stopped."""
 
 
 class Execution:
@@ -59,7 +63,10 @@ class Execution:
         self._on_report = on_report
         self.on_spawn = on_spawn
         self._time = Countdown(timeout_s, lambda: self.stop(StopReason.TIMED_OUT))
-        self._silence = Countdown(heartbeat_timeout_s, lambda: self.stop(StopReason.SILENT))
+        self._silence = Countdown(heartbeat_timeout_s, self._on_silence)
+        self._heard = 0
+        self._still_since = 0.0
+        self.stood_still_s = 0.0
         self._stopping = asyncio.Event()
         self._wake: Callable[[], None] | None = None
         self._child: Child | None = None
@@ -87,25 +94,29 @@ class Execution:
             return self.frozen
         child = self._child
         self.frozen = True
+        self._still_since = time.monotonic()
         self._time.pause()
         self._silence.pause()
         stands_still = await child.freeze()
         if stands_still and self.frozen and self._child is child:
             return True
-        child.thaw()  # it ended, or was stopped, while it was being told
-        self.thaw()
+        if self._child is child:  # else it has ended, went on for that, and may run something else by now
+            child.thaw()  # it was stopped while it was being told, or would not stand still
+            self.thaw()
         return False
 
     def thaw(self) -> None:
         """Have it go on. Nothing where it does not stand still."""
         if self.frozen and self._child is not None:
             self.frozen = False
+            self.stood_still_s += time.monotonic() - self._still_since
             self._child.thaw()
             self._time.start()
             self._silence.start()
 
     def report(self, report: Report) -> None:
         """Take what the function says of itself: a sign of life in any case."""
+        self._heard += 1
         self._silence.restart()
         if not isinstance(report, Beat):
             self._on_report(report)
@@ -125,6 +136,14 @@ class Execution:
         if isinstance(outcome, Stopped):
             return Raised(ErrorInfo(type="TaskCancelled", message="the function cancelled itself: nobody had asked it to stop"))
         return outcome
+
+    def _on_silence(self) -> None:
+        """What it said while others blocked the worker's loop is still to be read: listen once more before judging."""
+        asyncio.get_running_loop().call_later(LISTEN_S, self._judge_silence, self._heard)
+
+    def _judge_silence(self, heard: int) -> None:
+        if self._heard == heard and not self.frozen:
+            self.stop(StopReason.SILENT)
 
     def _begin(self) -> None:
         """From here on the attempt's time counts."""

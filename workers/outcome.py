@@ -9,6 +9,7 @@ from enum import StrEnum
 from eventq.events.data import ErrorInfo
 from eventq.events.errors import FetchRefused, InvalidInput, NotFound
 from eventq.events.limits import ERROR_MESSAGE_MAX_CHARS, TRACEBACK_MAX_CHARS
+from eventq.events.retry import DELAY_MAX_S, ERROR_NAME_MAX_CHARS
 from eventq.workers.text import clean, text_of
 
 TYPE_MAX_CHARS = 200
@@ -57,11 +58,14 @@ Outcome = Returned | Raised | Stopped
 
 
 class RetryAfter(Exception):
-    """Raise it in a task to be tried again after so many seconds, whatever the policy's delays are."""
+    """Raise it in a task to be tried again after so many seconds (0 to a week) instead of the policy's delay. Where the
+    policy does not retry it at all, it is not. Raises :class:`InvalidInput` for any other number."""
 
     def __init__(self, seconds: float, message: str = "") -> None:
+        if not 0 <= seconds <= DELAY_MAX_S:
+            raise InvalidInput("seconds", "is no delay", limit=(0, DELAY_MAX_S), found=repr(seconds)[:80])
         super().__init__(message or f"try again in {seconds:g} s")
-        self.seconds = max(0.0, float(seconds))
+        self.seconds = float(seconds)
 
 
 class DoNotRetry(Exception):
@@ -84,7 +88,7 @@ def raised(error: BaseException) -> Raised:
 
 
 def _names(kind: type) -> tuple[str, str]:
-    return kind.__name__, f"{kind.__module__}.{kind.__qualname__}"
+    return clean(kind.__name__, ERROR_NAME_MAX_CHARS), clean(f"{kind.__module__}.{kind.__qualname__}", ERROR_NAME_MAX_CHARS)
 
 
 def describe_error(error: BaseException) -> ErrorInfo:

@@ -17,6 +17,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from eventq.events.data import ErrorInfo
 from eventq.events.errors import EventqError, InvalidInput
 from eventq.events.report import LogLine, Progress
@@ -26,6 +28,8 @@ from eventq.workers.devices import CPU, Device
 from eventq.workers.frames import BadFrame, FrameError, pack, read_frame
 from eventq.workers.outcome import Outcome, Raised, Returned, Stopped, StopReason
 from eventq.workers.process_main import isolation_to
+
+log = structlog.get_logger("eventq.processes")
 
 START_TIMEOUT_S = 60.0
 _MALFORMED = (KeyError, TypeError, ValueError, AttributeError)
@@ -152,8 +156,10 @@ class Child:
             try:
                 message["task_id"] = await on_spawn(request)
             except EventqError as error:
-                field = error.fields.get("field", "spawn") if isinstance(error, InvalidInput) else None
-                message |= {"error": error.detail, "field": field}
+                message |= {"error": error.detail, "field": error.field if isinstance(error, InvalidInput) else None}
+            except Exception as error:  # whatever it is: the child waits for an answer
+                log.exception("child.spawn_crashed", task_name=request.task_name)
+                message |= {"error": f"spawn: {error!r}"[:500], "field": "spawn"}
             with suppress(FrameError, OSError):
                 await self._send(message)
 
@@ -163,9 +169,10 @@ class Child:
 
     async def freeze(self) -> bool:
         """SIGSTOP to all of its processes; whether it stands still."""
+        job = self._job
         self._signal_all(signal.SIGSTOP)
         deadline = asyncio.get_running_loop().time() + FREEZE_S
-        while self.alive and asyncio.get_running_loop().time() < deadline:
+        while self.alive and self._job == job and asyncio.get_running_loop().time() < deadline:
             if _stands_still(self._process.pid):
                 self._signal_all(signal.SIGSTOP)  # also what it started in that very moment
                 return True

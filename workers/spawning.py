@@ -20,7 +20,10 @@ from eventq.events.task_events import Submitted
 from eventq.workers.context import SpawnRequest
 from eventq.workers.registry import Registry, TaskFunction
 
-_OPTIONS = ("queue", "priority", "max_retries", "timeout_s", "key", "tags", "metadata")
+_OPTIONS = ("queue", "priority", "max_retries", "timeout_s")
+
+KNOWN_TOLD_MAX = 20
+"""Names of known tasks that the refusal of an unknown one tells."""
 
 
 class Spawner:
@@ -51,8 +54,8 @@ class Spawner:
     def _function(self, task_name: str) -> TaskFunction:
         if task_name in self._registry:
             return self._registry.get(task_name)
-        known = ", ".join(sorted(declared.name for declared in self._registry.declarations())[:20])
-        raise UnknownTask("task_name", "is unknown to this worker", found=task_name[:128], hint=f"known: {known}")
+        known = ", ".join(sorted(declared.name for declared in self._registry.declarations())[:KNOWN_TOLD_MAX])
+        raise UnknownTask("task_name", f"is unknown to this worker, which knows: {known}", found=task_name[:128])
 
     async def _submitted(
         self, parent_id: str, parent: Task, function: TaskFunction, request: SpawnRequest, options: dict[str, Any]
@@ -62,27 +65,25 @@ class Spawner:
         stored: BlobRef | None = None
         if len(encoded) > INLINE_PAYLOAD_MAX_BYTES:
             stored = await self._blobs.put_async(encoded, media_type="application/json")
-        return Submitted(
-            **{
-                "task_name": declared.name,
-                "args": [] if stored else request.args,
-                "kwargs": {} if stored else request.kwargs,
-                "input": stored,
-                "pool": declared.pool,
-                "queue": declared.queue,
-                "priority": declared.priority,
-                "max_retries": declared.max_retries,
-                "timeout_s": declared.timeout_s,
-                "queue_timeout_s": declared.queue_timeout_s,
-                "heartbeat_timeout_s": declared.heartbeat_timeout_s,
-                "result_ttl_s": declared.result_ttl_s,
-                "key": parent.key,
-                "parent_task_id": parent_id,
-                "workflow_id": parent.workflow_id,
-                "requested_by": f"task {parent_id}",
-                **options,
-            }
-        )
+        fields: dict[str, Any] = {
+            "task_name": declared.name,
+            "args": [] if stored else request.args,
+            "kwargs": {} if stored else request.kwargs,
+            "input": stored,
+            "pool": declared.pool,
+            "queue": declared.queue,
+            "priority": declared.priority,
+            "max_retries": declared.max_retries,
+            "timeout_s": declared.timeout_s,
+            "queue_timeout_s": declared.queue_timeout_s,
+            "heartbeat_timeout_s": declared.heartbeat_timeout_s,
+            "result_ttl_s": declared.result_ttl_s,
+            "key": parent.key,
+            "parent_task_id": parent_id,
+            "workflow_id": parent.workflow_id,
+            "requested_by": f"task {parent_id}",
+        }
+        return Submitted(**fields | options)
 
 
 def child_id_of(parent_id: str, key: str) -> str:
@@ -92,18 +93,22 @@ def child_id_of(parent_id: str, key: str) -> str:
 
 
 def _checked(options: dict[str, Any]) -> dict[str, Any]:
-    """Options as ``Submitted`` takes them. Raises ``InvalidInput`` for the first that is wrong."""
+    """Options as ``Submitted`` takes them, without those that are ``None``. Raises ``InvalidInput`` for the first that is
+    wrong."""
     if unknown := next((name for name in options if name not in _OPTIONS), None):
         raise InvalidInput(unknown, "is not an option of a spawned task", hint=f"there are {', '.join(_OPTIONS)}")
-    if "queue" in options:
-        check_name(str(options["queue"]), "queue")
-    _within(options, "priority", PRIORITY_MIN, PRIORITY_MAX)
-    _within(options, "max_retries", 0, RETRIES_MAX)
-    _within(options, "timeout_s", 0.001, TIMEOUT_MAX_S)
-    return options
+    given = {name: value for name, value in options.items() if value is not None}
+    if "queue" in given:
+        check_name(str(given["queue"]), "queue")
+    _within(given, "priority", PRIORITY_MIN, PRIORITY_MAX)
+    _within(given, "max_retries", 0, RETRIES_MAX)
+    _within(given, "timeout_s", 0.001, TIMEOUT_MAX_S, whole=False)
+    return given
 
 
-def _within(options: dict[str, Any], name: str, low: float, high: float) -> None:
-    value = options.get(name)
-    if value is not None and not (isinstance(value, int | float) and low <= value <= high):
-        raise InvalidInput(name, f"must be a number from {low:g} to {high:g}", limit=(low, high), found=repr(value)[:80])
+def _within(given: dict[str, Any], name: str, low: float, high: float, *, whole: bool = True) -> None:
+    value: Any = given.get(name, low)
+    is_number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    if not is_number or not low <= value <= high:
+        what = "a whole number" if whole else "a number"
+        raise InvalidInput(name, f"must be {what} from {low:g} to {high:g}", limit=(low, high), found=repr(value)[:80])

@@ -289,7 +289,9 @@ class Worker:
         log.info("worker.stopped", worker_id=self.config.worker_id)
 
     def _hand_back_frozen(self) -> None:
-        """Attempts that stand still would not end by themselves: their tasks stay paused, without them."""
+        """Attempts that stand still would not end by themselves: their tasks stay paused, without them. From here on none is
+        made to stand still."""
+        self._shop.leaving = True
         for attempt in [each for each in self._attempts.values() if each.frozen]:
             attempt.stop(StopReason.INTERRUPTED)
 
