@@ -10,14 +10,17 @@ import asyncio
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from eventq.events import log as log_module
+from eventq.events.subjects import Route
 from eventq.services import processes
 from eventq.services.logs import configure_logs
 from eventq.services.settings import load_settings
 from eventq.workers import config as config_module
+from eventq.workers import puller as puller_module
 from eventq.workers.attempt import Attempt
 
 
@@ -60,12 +63,21 @@ def start_afterwards() -> None:
     setattr(Attempt, "_report", claim_and_report)  # noqa: B010
 
 
+def urgent_first() -> None:
+    """Free slots go to the most urgent work, always."""
+
+    def deal(slots: int, routes: Iterable[Route]) -> Counter[Route]:
+        return Counter({max(routes, key=lambda route: route.priority): slots})
+
+    setattr(puller_module, "deal", deal)  # noqa: B010
+
+
 def _method(name: str) -> Callable[..., Any]:
     found: Callable[..., Any] = getattr(Attempt, name)
     return found
 
 
-BUGS = {function.__name__: function for function in (publish_without_check, acknowledge_first, start_afterwards)}
+BUGS = {function.__name__: function for function in (publish_without_check, acknowledge_first, start_afterwards, urgent_first)}
 
 
 def main(role: str) -> int:

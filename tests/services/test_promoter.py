@@ -7,11 +7,14 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
 
-from eventq.events.commands import HoldTask, PauseTask, PromoteTask, ResumeTask, StartAttempt
+from eventq.events.commands import FailAttempt, HoldTask, PauseTask, PromoteTask, ResumeTask, StartAttempt
+from eventq.events.data import ErrorInfo
+from eventq.events.errors import Conflict
 from eventq.events.handle import handle
 from eventq.events.ids import new_id
 from eventq.events.subjects import TIMER_CONSUMER, TIMERS, due_subject, timer_subject
@@ -19,6 +22,7 @@ from eventq.events.task import Status
 from eventq.events.task_events import Queued, TimedOut
 from eventq.events.timers import DUE, START_BY, Hint, set_timer
 from eventq.services import promoter as module
+from eventq.services import task_timers
 from eventq.services.promoter import Promoter
 from eventq.services.task_timers import TaskTimers
 from tests.chaos.site import Control, Site
@@ -266,12 +270,35 @@ async def test_a_hint_about_a_wait_that_is_not_over_sets_the_timer_right(control
 
 async def test_the_hint_of_a_task_that_is_never_made_is_given_up(control: Control, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its submitter died between the timer and the event."""
-    monkeypatch.setattr(module, "EARLY_DELAY_S", 0.01)
+    monkeypatch.setattr(module, "EARLY_DELAY_MAX_S", 0.01)
     await set_timer(control.broker, due(new_id()), now())
     await set_timer(control.broker, start_by(new_id()), now())
     async with running(control):
         await until_spent(control)
     assert control.tasks == {}
+
+
+async def test_a_hint_that_is_refused_in_the_instant_before_its_event_comes_again(
+    control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The attempt was still running when its retry was asked for, and had failed when we looked why that was refused."""
+    task_id = await control.submit("chaos.quick", max_retries=1)
+    await handle(control.log, task_id, StartAttempt("w1", "host", "cpu"), source="worker.w1")
+    failure = FailAttempt(1, ErrorInfo(type="ValueError", message="no"), 0.0, now())
+
+    async def overtaken(*arguments: Any, **options: Any) -> Any:
+        try:
+            return await handle(*arguments, **options)
+        except Conflict:
+            await handle(control.log, task_id, failure, source="worker.w1")
+            raise
+
+    monkeypatch.setattr(task_timers, "handle", overtaken)
+    timers = TaskTimers(control.log, source="scheduler")
+    assert not await timers.promote(due(task_id, 3))
+    assert await timers.promote(due(task_id, 3))
+    await control.until(lambda: promoted(control, task_id), "the task is ready")
+    assert control.types(task_id) == ["submitted", "started", "retrying", "queued"]
 
 
 async def test_a_paused_task_stays_paused_when_its_time_comes(control: Control) -> None:
