@@ -27,9 +27,10 @@ log = structlog.get_logger("eventq.promoter")
 IN_HAND_MAX = 1_000
 """Hints answered at once."""
 
-EARLY_DELAY_S = 1.0
-EARLY_MAX = 10
-"""A timer is set before the event that waits for it. One that fires in between comes again this often, a second apart."""
+EARLY_DELAY_MIN_S, EARLY_DELAY_MAX_S = 0.03, 1.0
+EARLY_MAX = 15
+"""A timer is set before the event that waits for it. One that fires in between comes again this often, first after an instant,
+since the event is on its way, then each time after twice as long, at last a second apart: for ten seconds in all."""
 
 SOURCE = "scheduler"
 
@@ -67,7 +68,8 @@ class Promoter:
         except Unavailable as error:
             log.warning("promoter.left_to_redelivery", hint=hint.tokens, error=error.detail)
             return
-        if spent or message.metadata.num_delivered > EARLY_MAX:
+        delivered = message.metadata.num_delivered
+        if spent or delivered > EARLY_MAX:
             await message.ack()
         else:
-            await message.nak(delay=EARLY_DELAY_S)
+            await message.nak(delay=min(EARLY_DELAY_MIN_S * 2 ** (delivered - 1), EARLY_DELAY_MAX_S))

@@ -10,7 +10,7 @@ from eventq.events.errors import Conflict, TaskNotFound
 from eventq.events.failpoints import failpoint
 from eventq.events.handle import handle, read_task
 from eventq.events.log import EventLog
-from eventq.events.task import Task
+from eventq.events.task import ACCEPTS, Task
 from eventq.events.timers import START_BY, Hint, set_timer
 
 
@@ -37,7 +37,7 @@ class TaskTimers:
         except TaskNotFound:
             return False
         except Conflict:
-            return (await read_task(self._log, hint.id)).version >= hint.version
+            return self._spent(hint, await read_task(self._log, hint.id, fresh=True))
         failpoint("promote.after_append")
         if handled.event is not None:
             self.promoted += 1
@@ -45,6 +45,10 @@ class TaskTimers:
                 await set_timer(self._log.broker, Hint("tasks", hint.id, START_BY), handled.state.start_by)
             return True
         return await self._still_waiting(hint, handled.state)
+
+    def _spent(self, hint: Hint, task: Task) -> bool:
+        """Whether a hint was refused for good. The event that it waits for may have come right after it was: then it is due."""
+        return task.version > hint.version or (task.version == hint.version and task.status not in ACCEPTS[PromoteTask])
 
     def _time_of(self, hint: Hint) -> datetime:
         """The time, by the clock that is ahead. Where this host's is behind the broker's, setting a timer that has fired
