@@ -5,8 +5,10 @@ Every way in ends here: requests, ticks of schedules, steps of workflows, tasks 
 
 from __future__ import annotations
 
+import asyncio
 import time
 from datetime import UTC, datetime
+from weakref import WeakValueDictionary
 
 from eventq.events.commands import SubmitTask
 from eventq.events.envelope import NO_TRACE, Trace
@@ -32,18 +34,25 @@ class QueueStates:
     def __init__(self, log: EventLog) -> None:
         self._log = log
         self._known: dict[str, tuple[float, Queue]] = {}
+        self._asking: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def get(self, queue: str) -> Queue:
         """The queue as it was up to a second ago. Raises ``LogUnavailable``."""
+        if (known := self._fresh(queue)) is not None:
+            return known
+        async with self._asking.setdefault(queue, asyncio.Lock()):  # many tasks at once ask once
+            if (known := self._fresh(queue)) is not None:
+                return known
+            now = time.monotonic()
+            found = await read_state(self._log, QUEUES, queue)
+            if len(self._known) >= QUEUES_MAX:
+                self._known.clear()
+            self._known[queue] = (now, found)
+            return found
+
+    def _fresh(self, queue: str) -> Queue | None:
         known = self._known.get(queue)
-        now = time.monotonic()
-        if known is not None and now - known[0] < QUEUE_TTL_S:
-            return known[1]
-        found = await read_state(self._log, QUEUES, queue)
-        if len(self._known) >= QUEUES_MAX:
-            self._known.clear()
-        self._known[queue] = (now, found)
-        return found
+        return known[1] if known is not None and time.monotonic() - known[0] < QUEUE_TTL_S else None
 
     def forget(self, queue: str) -> None:
         """Ask anew the next time: this process has just changed it."""

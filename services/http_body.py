@@ -72,13 +72,7 @@ def parse_json(raw: bytes) -> Any:
     if raw.startswith(_BOMS):
         raise InvalidInput(BODY, "starts with a byte order mark; plain UTF-8 is expected")
     try:
-        value = json.loads(
-            raw.decode("utf-8"),
-            object_pairs_hook=_object,
-            parse_int=_integer,
-            parse_float=_number,
-            parse_constant=_constant,
-        )
+        value = _DECODER.decode(raw.decode("utf-8"))
     except UnicodeDecodeError as error:
         found = f"0x{raw[error.start]:02x}"
         raise InvalidInput(BODY, f"is not UTF-8 at byte {error.start}", found=found) from None
@@ -158,6 +152,9 @@ def _number(digits: str) -> float | _Bad:
 
 def _constant(name: str) -> _Bad:
     return _Bad("is not a JSON number; numbers must be finite", found=name)
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer, parse_float=_number, parse_constant=_constant)
 
 
 def _check(value: Any) -> None:

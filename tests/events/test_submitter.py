@@ -10,6 +10,7 @@ import sys
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import nats
 import orjson
@@ -19,7 +20,7 @@ from eventq.events import submitter as module
 from eventq.events.broker import Broker
 from eventq.events.commands import CancelTask
 from eventq.events.errors import IllegalTransition, LogUnavailable
-from eventq.events.handle import handle, handle_any, read_task
+from eventq.events.handle import handle, handle_any, read_state, read_task
 from eventq.events.log import EventLog
 from eventq.events.queue import QUEUES, ConfigureQueue, PauseQueue
 from eventq.events.queue_events import QueueLimits
@@ -63,6 +64,20 @@ async def timers(url: str) -> dict[str, datetime]:
         return found
     finally:
         await nc.close()
+
+
+async def test_many_tasks_at_once_ask_for_their_queue_once(
+    log: EventLog, submitter: Submitter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    async def counted(*arguments: Any) -> Any:
+        asked.append(arguments[2])
+        return await read_state(*arguments)
+
+    monkeypatch.setattr(module, "read_state", counted)
+    await asyncio.gather(*(submitter.queues.get(queue) for queue in ["default", "other"] * 50))
+    assert sorted(asked) == ["default", "other"]
 
 
 async def test_the_same_id_submitted_twice_makes_one_task(log: EventLog, submitter: Submitter) -> None:
