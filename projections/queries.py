@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from datetime import UTC, datetime
 from importlib.resources import files
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import orjson
 
@@ -294,7 +294,9 @@ def _conditions(wanted: TaskFilter) -> tuple[str, dict[str, Any]]:
 def _parameter(value: Any) -> Any:
     if isinstance(value, datetime):
         return naive(value)
-    return list(map(str, value)) if isinstance(value, tuple) else value
+    if isinstance(value, tuple):
+        return [str(one) for one in cast("tuple[object, ...]", value)]
+    return value
 
 
 def _pointed(key: str) -> str:
