@@ -111,6 +111,8 @@ class Run:
         self.tasks: dict[str, str] = {}
         self.unmade: dict[str, Owner] = {}
         """Tasks that were released and have not been seen in the log."""
+        self.voids: dict[str, None] = {}
+        """Unfinished tasks that were made only so that nobody can make them: for a later time, which no step is."""
         self.completed_order: list[str] = []
         self.compensations: dict[str, Outcome | None] = {}
         self._owners: dict[str, Owner] = {}
@@ -158,10 +160,13 @@ class Run:
             if (adopted := self._adopt(task_id, parent_id)) is None:
                 return
             root = adopted
+            if task_id == root and status == Status.SCHEDULED:
+                self.voids[task_id] = None
         tree = self.trees[root]
         if Status(status) not in TERMINAL:
             return
         del self.tasks[task_id]
+        self.voids.pop(task_id, None)
         tree.open -= 1
         if task_id == root:
             tree.status = status
@@ -272,7 +277,7 @@ class Run:
         self.compensations = {}
         self.waiting = {}
         self.answers = {name: answer for name, answer in self.answers.items() if name in self.nodes}
-        self.trees, self.tasks, self.unmade = {}, {}, {}
+        self.trees, self.tasks, self.unmade, self.voids = {}, {}, {}, {}
         self._owners, self._ended = {}, {}
         self._count()
 

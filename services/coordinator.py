@@ -29,10 +29,10 @@ from eventq.events.data import JSON, BlobRef, EventData
 from eventq.events.errors import (
     BlobDamaged,
     BlobNotFound,
-    Conflict,
     EventqError,
     IllegalTransition,
     LogDamaged,
+    TaskErased,
     TaskNotFound,
 )
 from eventq.events.failpoints import failpoint
@@ -67,6 +67,8 @@ RESULT_MAX_BYTES = 16 * 1024 * 1024
 
 NEVER_S = 24 * 3600.0
 """A task that must not run is submitted for so much later, and cancelled at once."""
+
+CANNOT_BE_MADE = "it cannot be made"
 
 RETRY_S = 1.0
 """A workflow that could not be moved on, for want of the broker or a blob, is tried again after so long; others go on."""
@@ -202,8 +204,11 @@ class Coordinator:
         run = followed.run
         if run.state.ending is not None:
             await self._stop_tasks(followed)
-        elif self._unmade(followed):
-            await self._make(followed)
+        else:
+            for task_id in list(run.voids):  # whoever made it for nothing died before it cancelled it
+                await self._cancel(run, task_id, CANNOT_BE_MADE)
+            if self._unmade(followed):
+                await self._make(followed)
         event = await self._plan(run)
         if event is not None:
             await self._advance(followed, event)
@@ -294,7 +299,7 @@ class Coordinator:
             return
         submitted, problem = await self._task(run, owner)
         if submitted is None:
-            await self._make_void(run, task_id, f"it cannot be made: {problem}")
+            await self._make_void(run, task_id, f"{CANNOT_BE_MADE}: {problem}")
             return
         failpoint("workflow.before_submit")
         with suppress(IllegalTransition):  # made already
@@ -367,7 +372,7 @@ class Coordinator:
         who = run.state.cancel_requested_by or SOURCE
         try:
             await handle(self._log, task_id, CancelTask(who, why), source=SOURCE)
-        except (Conflict, TaskNotFound):
+        except (IllegalTransition, TaskErased, TaskNotFound):
             return  # it ended meanwhile
 
     async def _fetch(self, run: Run, wanted: Iterable[Wanted], results: dict[Wanted, JSON], lost: dict[Wanted, str]) -> None:

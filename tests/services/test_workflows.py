@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from eventq.events.commands import CleanTask
-from eventq.events.errors import IllegalTransition
+from eventq.events.ending import end
+from eventq.events.errors import IllegalTransition, LogUnavailable, VersionConflict
 from eventq.events.handle import handle, handle_any
 from eventq.events.task_events import Submitted
-from eventq.events.workflow import WORKFLOWS, AdvanceWorkflow, node_task_id
+from eventq.events.workflow import DEADLINE, WORKFLOWS, AdvanceWorkflow, node_task_id
 from eventq.events.workflow_events import NodeEnd, WorkflowAdvanced
+from eventq.services import coordinator as coordinator_module
+from eventq.services.promoter import Promoter
 from tests.services.backend import Backend
 from tests.services.workflows import Site, TaskFailure, statuses, step
 from tests.support.nats import NatsServer
@@ -356,3 +361,75 @@ async def test_a_result_that_was_given_up_before_the_released_task_was_made_fail
             failed = await site.until(workflow_id, "FAILED")
     assert statuses(failed) == {"a": "COMPLETED", "b": "CANCELLED"}
     assert failed["because"] == "b"
+
+
+@pytest.mark.parametrize("dies", [False, True])
+async def test_a_released_task_that_was_made_for_nothing_is_cancelled_whoever_is_cut_off_before(
+    site: Site, monkeypatch: pytest.MonkeyPatch, dies: bool
+) -> None:
+    """Its id was taken by a task of the next day, and the broker failed, or the coordinator died, before that was cancelled."""
+    site.held = {"a"}
+    async with site.workers():
+        async with site.coordinator():
+            workflow_id = await site.submit(step("a"), step("b", "a", task_kwargs={"message": {"$from": "a"}}))
+            await site.until_node(workflow_id, "a", "RUNNING")
+        site.held = set()
+        task_id = node_task_id(workflow_id, "a", 1)
+
+        async def completed() -> bool:
+            return (await site.task(task_id)).status == "COMPLETED"
+
+        await eventually(completed, timeout=20, what="the task completes")
+        event = WorkflowAdvanced(finished=[NodeEnd(node="a", outcome="COMPLETED")], released=["b"])
+        await handle_any(site.backend.log, WORKFLOWS, workflow_id, AdvanceWorkflow(2, event), source="dead")
+        await handle(site.backend.log, task_id, CleanTask("ada", "requested"), source="test")
+        failures = fail_first(monkeypatch, LogUnavailable("the broker is away"))
+        async with site.coordinator():
+            await eventually(lambda: failures, timeout=20, what="the coordinator is cut off")
+            if not dies:
+                await site.until(workflow_id, "FAILED")
+        async with site.coordinator():
+            failed = await site.until(workflow_id, "FAILED")
+    assert statuses(failed) == {"a": "COMPLETED", "b": "CANCELLED"}
+
+
+async def test_a_cancellation_that_lost_every_race_is_tried_again(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.held = {"a"}
+    async with site.coordinator(), site.workers():
+        workflow_id = await site.submit(step("a"))
+        task_id = node_task_id(workflow_id, "a", 1)
+
+        async def running() -> bool:
+            return (await site.task(task_id)).status == "RUNNING"
+
+        await eventually(running, timeout=20, what="the task runs")
+        failures = fail_first(monkeypatch, VersionConflict(task_id, 3))
+        await site.backend.post(f"/workflows/{workflow_id}/cancel")
+        await site.until(workflow_id, "CANCELLED")
+    assert failures
+
+
+async def test_a_timer_ends_a_wait_though_the_schedulers_clock_is_behind(site: Site) -> None:
+    def now() -> datetime:
+        return datetime.now(UTC) - timedelta(hours=1)
+
+    async with site.coordinator(now=now) as coordinator:
+        promoter = Promoter(site.backend.broker, {("workflows", DEADLINE): coordinator.deadline})
+        promoting = asyncio.create_task(promoter.run())
+        workflow_id = await site.submit({"name": "ok", "kind": "approval"}, timeout_seconds=1)
+        await site.until(workflow_id, "TIMED_OUT")
+        await end(promoting)
+
+
+def fail_first(monkeypatch: pytest.MonkeyPatch, error: Exception) -> list[Exception]:
+    """The coordinator's first command to a task fails so; the list tells once it has."""
+    failures: list[Exception] = []
+
+    async def failing(*args: Any, **kwargs: Any) -> Any:
+        if not failures:
+            failures.append(error)
+            raise error
+        return await handle(*args, **kwargs)
+
+    monkeypatch.setattr(coordinator_module, "handle", failing)
+    return failures

@@ -46,10 +46,10 @@ class Site:
     """Nodes whose tasks, once started, wait for the test."""
 
     @asynccontextmanager
-    async def coordinator(self) -> AsyncGenerator[Coordinator]:
-        """A coordinator at work, with a follower of its own, as in a scheduler."""
+    async def coordinator(self, now: Callable[[], datetime] | None = None) -> AsyncGenerator[Coordinator]:
+        """A coordinator at work, with a follower of its own, as in a scheduler. ``now``: its clock, if not the host's."""
         log = self.backend.log
-        coordinator = Coordinator(log, Submitter(log, source="test"), self.backend.api.blobs)
+        coordinator = Coordinator(log, Submitter(log, source="test"), self.backend.api.blobs, now=now)
         follower = Follower(self.backend.broker, [coordinator])
         running = [asyncio.create_task(follower.run()), asyncio.create_task(coordinator.run(follower))]
         try:
