@@ -10,7 +10,8 @@ import nats.errors
 import orjson
 import structlog
 from nats.aio.msg import Msg
-from nats.js.errors import APIError, BucketNotFoundError, NoKeysError, NotFoundError
+from nats.js.errors import APIError, KeyDeletedError, KeyNotFoundError, NotFoundError
+from nats.js.kv import KeyValue
 
 from eventq.events.broker import Broker
 from eventq.events.errors import LogUnavailable
@@ -54,13 +55,8 @@ async def leave(broker: Broker, worker_id: str) -> None:
 async def heartbeat_of(broker: Broker, worker_id: str) -> Heartbeat | None:
     """The worker's last heartbeat, ``None`` where it lapsed. Raises ``LogUnavailable``."""
     try:
-        bucket = await broker.js.key_value(PRESENCE)
-        value = (await bucket.get(worker_id)).value
-        return _read(value) if value else None
-    except NotFoundError:  # of the key, which the bucket's errors derive from, or of the bucket
-        return None
-    except (ValueError, KeyError, TypeError) as error:
-        log.warning("presence.unreadable_heartbeat", worker_id=worker_id, error=repr(error))
+        return await _heartbeat(await broker.js.key_value(PRESENCE), worker_id)
+    except NotFoundError:
         return None
     except (APIError, nats.errors.Error, TimeoutError) as error:
         raise LogUnavailable(f"presence cannot be read: {error!r}") from error
@@ -88,26 +84,33 @@ async def _ignore(_: Msg) -> None:
 
 
 async def present(broker: Broker) -> dict[str, Heartbeat]:
-    """Every worker whose heartbeat has not lapsed, by id."""
+    """Every worker whose heartbeat has not lapsed, by id. Raises ``LogUnavailable``.
+
+    The keys come from the stream's own state, not from ``bucket.keys()``: that one watches, and takes a stream whose last
+    messages are still on their way for an empty one.
+    """
+    prefix = f"$KV.{PRESENCE}."
     try:
         bucket = await broker.js.key_value(PRESENCE)
-        keys: list[str] = await bucket.keys()
-    except (NoKeysError, BucketNotFoundError):
+        info = await broker.js.stream_info(f"KV_{PRESENCE}", subjects_filter=f"{prefix}>")
+        keys = [subject.removeprefix(prefix) for subject in info.state.subjects or {}]
+        found = {key: await _heartbeat(bucket, key) for key in keys}
+    except NotFoundError:
         return {}
-    except (nats.errors.Error, TimeoutError) as error:
+    except (APIError, nats.errors.Error, TimeoutError) as error:
         raise LogUnavailable(f"presence cannot be read: {error!r}") from error
-    found: dict[str, Heartbeat] = {}
-    for key in keys:
-        try:
-            value = (await bucket.get(key)).value
-        except APIError:
-            continue  # lapsed between the two reads
-        if value:  # an expiry marker has none
-            try:
-                found[key] = _read(value)
-            except (ValueError, KeyError, TypeError) as error:
-                log.warning("presence.unreadable_heartbeat", worker_id=key, error=repr(error))
-    return found
+    return {key: heartbeat for key, heartbeat in found.items() if heartbeat is not None}
+
+
+async def _heartbeat(bucket: KeyValue, worker_id: str) -> Heartbeat | None:
+    try:
+        value = (await bucket.get(worker_id)).value
+        return _read(value) if value else None  # an expiry marker has none
+    except (KeyNotFoundError, KeyDeletedError):  # lapsed or withdrawn, also between two reads
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        log.warning("presence.unreadable_heartbeat", worker_id=worker_id, error=repr(error))
+        return None
 
 
 def _read(value: bytes) -> Heartbeat:

@@ -32,6 +32,19 @@ async def test_who_beats_is_present_and_who_leaves_is_not(broker: Broker) -> Non
     assert await present(broker) == {"w2": second}
 
 
+async def test_everybody_who_has_beaten_is_seen_at_once(broker: Broker) -> None:
+    """However often it is asked, and however soon after: a list of keys that is read with a watch misses some now and then."""
+    for n in range(50):
+        await beat(broker, heartbeat(f"w{n}"))
+        assert len(await present(broker)) == n + 1
+
+
+async def test_a_key_that_is_no_workers_hides_nobody(broker: Broker) -> None:
+    await beat(broker, heartbeat("w1"))
+    await broker.js.publish("$KV.PRESENCE.a.b", b"stray")
+    assert set(await present(broker)) == {"w1"}
+
+
 async def test_who_falls_silent_is_soon_not_present(own_nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bootstrap_module, "PRESENCE_TTL_S", 1.0)
     async with await Broker.connect(own_nats_server.url, name="test") as broker:
