@@ -12,6 +12,8 @@ from typing import Literal
 from eventq.events.data import JSON, BlobRef, ErrorInfo
 from eventq.events.task_events import ErasedEvent, Submitted
 
+TimeoutReason = Literal["execution_timeout", "heartbeat_timeout"]
+
 
 @dataclass(frozen=True, slots=True)
 class SubmitTask:
@@ -59,7 +61,7 @@ class TimeOutAttempt:
     after_s: float
     retry_in_s: float | None
     now: datetime
-    reason: Literal["execution_timeout", "heartbeat_timeout"] = "execution_timeout"
+    reason: TimeoutReason = "execution_timeout"
     steps: tuple[str, ...] = ()
 
 

@@ -48,8 +48,11 @@ def retry_delay_s(policy: RetryPolicy, failures: int, random: float) -> float:
 def retry_in_s(
     policy: RetryPolicy, failures: int, random: float, *, errors: Collection[str] = (), asked_s: float | None = None
 ) -> float | None:
-    """As :func:`retry_delay_s`, after an error; ``None`` where it is not to be retried. ``errors``: the names of its class and
-    of those above it, the nearest first; ``asked_s``: the delay that the error itself asks for, which comes before all."""
+    """As :func:`retry_delay_s`, after an error; ``None`` where it is not to be retried, which is the policy's to say.
+
+    ``errors``: the names of its class and of those above it, the nearest first; ``asked_s``: the delay that the error itself
+    asks for, instead of the policy's.
+    """
     if any(name in policy.never for name in errors):
         return None
     if policy.only and not any(name in policy.only for name in errors):

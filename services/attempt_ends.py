@@ -13,7 +13,7 @@ from eventq.events.envelope import NO_TRACE, Trace
 from eventq.events.errors import LogDamaged
 from eventq.events.handle import Handled, handle
 from eventq.events.log import EventLog
-from eventq.events.retry import RetryPolicy, retry_delay_s
+from eventq.events.retry import RetryPolicy, retry_in_s
 from eventq.events.task import Task
 from eventq.events.task_events import Submitted, Updated
 from eventq.events.timers import DUE, Hint, set_timer
@@ -31,10 +31,13 @@ async def submission_of(log: EventLog, task_id: str, task: Task) -> Submitted:
             raise LogDamaged(f"task {task_id} has no submission", task_id=task_id)
 
 
-def draw_retry_s(submitted: Submitted, declared: RetryPolicy | None, task: Task) -> float:
-    """Seconds until the attempt after the one that fails now: by the submission's policy, else the declared, else the usual."""
+def draw_retry_s(
+    submitted: Submitted, declared: RetryPolicy | None, task: Task, error: str, asked_s: float | None = None
+) -> float | None:
+    """Seconds until the attempt after the one that fails now, by the submission's policy, else the declared, else the usual;
+    ``None``: there is to be none. ``error``: the name of its class, the only one that is known of an error from elsewhere."""
     policy = submitted.retry or declared or RetryPolicy()
-    return retry_delay_s(policy, task.failures + 1, random.random())
+    return retry_in_s(policy, task.failures + 1, random.random(), errors=(error,), asked_s=asked_s)
 
 
 async def end_attempt(

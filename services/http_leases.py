@@ -303,9 +303,7 @@ async def failure(
     task = await held_or_reported(api, worker_id, task_id, attempt)
     if not retryable or task is None:
         return FailAttempt(attempt, error, None, now)
-    if retry_after_s is not None:
-        return FailAttempt(attempt, error, retry_after_s, now)
     declared = (await api.queries.declarations()).get(task.task_name)
     submitted = await submission_of(api.log, task_id, task)
-    delay_s = draw_retry_s(submitted, None if declared is None else declared.retry, task)
+    delay_s = draw_retry_s(submitted, None if declared is None else declared.retry, task, error.type, retry_after_s)
     return FailAttempt(attempt, error, delay_s, now)

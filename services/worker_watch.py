@@ -27,7 +27,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
+from typing import Any
 
 import nats.errors
 import orjson
@@ -37,7 +37,7 @@ from nats.js.errors import APIError
 
 from eventq.events.bootstrap import PRESENCE_TTL_S
 from eventq.events.broker import Broker
-from eventq.events.commands import Command, ExpireLease, InterruptAttempt, TimeOutAttempt
+from eventq.events.commands import Command, ExpireLease, InterruptAttempt, TimeOutAttempt, TimeoutReason
 from eventq.events.errors import Conflict, NotFound, Unavailable
 from eventq.events.failpoints import failpoint
 from eventq.events.handle import handle_any
@@ -46,7 +46,7 @@ from eventq.events.presence import Heartbeat, present, reachable
 from eventq.events.reporting import last_report_at
 from eventq.events.retry import RetryPolicy
 from eventq.events.subjects import DISCONNECTS
-from eventq.events.task import HOLDING, Task, from_summary
+from eventq.events.task import HOLDING, Task, from_summary, timeout_error
 from eventq.events.worker import LIVING, WORKERS, LoseWorker, Worker
 from eventq.services.attempt_ends import draw_retry_s, end_attempt, submission_of
 from eventq.services.follower import Fact, Follower
@@ -75,8 +75,6 @@ RUNNING_TOLD_MAX = 1_000
 
 AT_ONCE = 100
 """Attempts ended at the same time."""
-
-TimeoutReason = Literal["execution_timeout", "heartbeat_timeout"]
 
 _NAMES = ("eventq worker ", "lease-keeper ")
 
@@ -260,8 +258,9 @@ class WorkerWatch:
         self, task_id: str, task: Task, since: datetime, now: datetime, reason: TimeoutReason
     ) -> TimeOutAttempt:
         submitted = await submission_of(self._log, task_id, task)
-        retry_in_s = draw_retry_s(submitted, self._policies.get(task.task_name), task)
         after_s = round((now - since).total_seconds(), 3)
+        error = timeout_error(reason, after_s).type
+        retry_in_s = draw_retry_s(submitted, self._policies.get(task.task_name), task, error)
         return TimeOutAttempt(task.attempt, after_s, retry_in_s, now, reason)
 
 

@@ -47,6 +47,7 @@ from eventq.events.commands import (
     InterruptAttempt,
     StartAttempt,
     TimeOutAttempt,
+    TimeoutReason,
 )
 from eventq.events.data import BlobRef
 from eventq.events.envelope import Trace, next_event
@@ -66,7 +67,7 @@ from eventq.events.limits import INLINE_PAYLOAD_MAX_BYTES
 from eventq.events.log import EventLog
 from eventq.events.presence import present
 from eventq.events.retry import RetryPolicy, retry_in_s
-from eventq.events.task import TASKS, Status, Task, decide, from_summary
+from eventq.events.task import TASKS, Status, Task, decide, from_summary, timeout_error
 from eventq.events.task_events import Submitted, Updated
 from eventq.events.timers import DUE, Hint, set_timer
 from eventq.workers.acks import Acks
@@ -433,12 +434,9 @@ class Attempt:
             case Raised():
                 return FailAttempt(attempt, outcome.error, self._retry_after(outcome, function), now)
             case Stopped(StopReason.TIMED_OUT, steps):
-                retry_s = self._retry_in_s(function, "ExecutionTimeout")
-                return TimeOutAttempt(attempt, round(duration_s, 3), retry_s, now, "execution_timeout", steps)
+                return self._timed_out("execution_timeout", duration_s, function, now, steps)
             case Stopped(StopReason.SILENT, steps):
-                silence_s = self.task.heartbeat_timeout_s or 0.0
-                retry_s = self._retry_in_s(function, "HeartbeatTimeout")
-                return TimeOutAttempt(attempt, silence_s, retry_s, now, "heartbeat_timeout", steps)
+                return self._timed_out("heartbeat_timeout", self.task.heartbeat_timeout_s or 0.0, function, now, steps)
             case Stopped(StopReason.CANCELLED, steps):
                 return ConfirmCancel(attempt, steps)
             case Stopped(StopReason.PAUSED):
@@ -470,6 +468,13 @@ class Attempt:
     def _policy(self, function: TaskFunction) -> RetryPolicy:
         own = None if self._submitted is None else self._submitted.retry
         return own or function.declaration.retry
+
+    def _timed_out(
+        self, reason: TimeoutReason, after_s: float, function: TaskFunction, now: datetime, steps: tuple[str, ...]
+    ) -> TimeOutAttempt:
+        after_s = round(after_s, 3)
+        retry_s = self._retry_in_s(function, timeout_error(reason, after_s).type)
+        return TimeOutAttempt(self.task.attempt, after_s, retry_s, now, reason, steps)
 
     def _retry_after(self, outcome: Raised, function: TaskFunction) -> float | None:
         if not outcome.retryable:

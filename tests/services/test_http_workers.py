@@ -175,6 +175,26 @@ async def test_an_error_is_retried_and_the_last_one_is_final(backend: Backend, r
     assert (seen["reason"], seen["error"]) == ("not_retryable", error)
 
 
+@pytest.mark.parametrize(
+    ("policy", "status", "wait_s"),
+    [
+        ({"never": ["ValueError"]}, "FAILED", None),
+        ({"only": ["KeyError"]}, "FAILED", None),
+        ({"only": ["ValueError"], "after_s": {"ValueError": 60}}, "RETRYING", 60),
+    ],
+)
+async def test_the_policy_says_which_errors_of_an_http_worker_are_retried(
+    backend: Backend, remote: Remote, policy: dict[str, Any], status: str, wait_s: float | None
+) -> None:
+    task_id = await submit(backend, retry=policy)
+    _, answer = await remote.report("fail", await remote.lease_one(), error={"type": "ValueError", "message": "no"})
+    assert answer["status"] == status
+    task = await task_of(backend, task_id)
+    assert (task.due_at is None) is (wait_s is None)
+    if task.due_at is not None and wait_s is not None:
+        assert wait_s - 10 < (task.due_at - datetime.now(UTC)).total_seconds() <= wait_s
+
+
 async def test_a_released_task_goes_back_and_costs_nothing(backend: Backend, remote: Remote) -> None:
     task_id = await submit(backend)
     await remote.report("release", await remote.lease_one())
