@@ -1,5 +1,4 @@
-"""The child process that runs task functions, one at a time: started by :mod:`eventq.workers.processes`,
-never by hand.
+"""The child process that runs task functions, one at a time: started by :mod:`eventq.workers.keeper`, never by hand.
 
 It has no connection to the broker and no right to any: it gets arguments over a socket and answers progress,
 log lines and one outcome. The worker may kill it at any moment, which is what makes a plain function
@@ -9,7 +8,6 @@ cancellable.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import inspect
 import os
 import queue
@@ -32,25 +30,9 @@ from eventq.workers.context import Beat, Context, Report, SpawnRequest, TaskCanc
 from eventq.workers.frames import FrameError, pack, receive_frame
 from eventq.workers.inputs import Inputs
 from eventq.workers.outcome import StopReason, raised
+from eventq.workers.process_tree import adopt_orphans, die_with_parent
 from eventq.workers.registry import load_modules
 from eventq.workers.result import encode_result
-
-_PR_SET_PDEATHSIG = 1
-_PR_SET_CHILD_SUBREAPER = 36
-
-
-def die_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when the worker ends, however it ends."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
-
-
-def adopt_orphans() -> None:
-    """Have the kernel make this process the parent of what its descendants leave behind, so that it can be found."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 class _Channel:
@@ -239,7 +221,7 @@ def main() -> None:
     except BaseException as error:
         way.send(0, {"kind": "broken", "error": raised(error).error.model_dump()})
         raise
-    way.send(0, {"kind": "ready"})
+    way.send(0, {"kind": "ready", "pid": os.getpid()})
     jobs: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(channel, way, jobs), daemon=True, name="listen").start()
     threads = _threads()

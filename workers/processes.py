@@ -1,8 +1,8 @@
 """Child processes for task code that may block, compute, crash or have to be killed.
 
 A child runs one function at a time and stays for the next. It is started when first needed (some 0.4 s), and replaced
-after it died or had to be killed. Each is the leader of its own process group, so that killing it also ends what the task
-started.
+after it died or had to be killed. Each leads a process group of its own and has a :mod:`eventq.workers.keeper` above it, which
+ends when nothing is left of the child and of all that its functions started: the process that is waited for here.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import socket
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -28,6 +27,7 @@ from eventq.workers.devices import CPU, Device
 from eventq.workers.frames import BadFrame, FrameError, pack, read_frame
 from eventq.workers.outcome import Outcome, Raised, Returned, Stopped, StopReason
 from eventq.workers.process_main import isolation_to
+from eventq.workers.process_tree import signal_below, stands_still
 
 log = structlog.get_logger("eventq.processes")
 
@@ -55,12 +55,16 @@ class Child:
         self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, device: Device
     ) -> None:
         self.device = device
-        self._process = process
+        self._keeper = process
+        self._pid: int | None = None
+        """Its own; ``None`` before it has loaded the tasks."""
         self._reader = reader
         self._writer = writer
         self._job = 0
         self._fit = True
         self._answering: set[asyncio.Task[None]] = set()
+        self._ending = asyncio.Lock()
+        """Who terminates it has his time before it is killed."""
 
     @classmethod
     async def start(cls, isolation: Isolation, device: Device) -> Child:
@@ -74,7 +78,7 @@ class Child:
             raise
         try:
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-P", "-m", "eventq.workers.process_main", str(theirs.fileno()), str(os.getpid())),
+                *(sys.executable, "-P", "-m", "eventq.workers.keeper", str(theirs.fileno()), str(os.getpid())),
                 stdin=asyncio.subprocess.DEVNULL,
                 start_new_session=True,
                 pass_fds=(theirs.fileno(),),
@@ -98,16 +102,18 @@ class Child:
             async with asyncio.timeout(START_TIMEOUT_S):
                 await self._send({"isolation": isolation_to(isolation), "path": sys.path})
                 first = await read_frame(self._reader)
-            error = None if first["kind"] == "ready" else ErrorInfo(**first["error"])
+            if first["kind"] == "ready":
+                self._pid = int(first["pid"])
+                return
+            error = ErrorInfo(**first["error"])
         except (OSError, TimeoutError, *_MALFORMED) as problem:
             raise ChildBroken(f"a child process did not start: {problem!r}") from problem
-        if error is not None:
-            raise ChildBroken(f"a child process cannot load the tasks: {error.message}", error=error.model_dump())
+        raise ChildBroken(f"a child process cannot load the tasks: {error.message}", error=error.model_dump())
 
     @property
     def alive(self) -> bool:
-        """Whether the process has not ended."""
-        return self._process.returncode is None
+        """Whether anything is left of it."""
+        return self._keeper.returncode is None
 
     @property
     def fit(self) -> bool:
@@ -170,47 +176,42 @@ class Child:
     async def freeze(self) -> bool:
         """SIGSTOP to all of its processes; whether it stands still."""
         job = self._job
-        self._signal_all(signal.SIGSTOP)
+        self._signal(signal.SIGSTOP)
         deadline = asyncio.get_running_loop().time() + FREEZE_S
-        while self.alive and self._job == job and asyncio.get_running_loop().time() < deadline:
-            if _stands_still(self._process.pid):
-                self._signal_all(signal.SIGSTOP)  # also what it started in that very moment
+        while self._pid is not None and self.alive and self._job == job and asyncio.get_running_loop().time() < deadline:
+            if stands_still(self._pid):
+                self._signal(signal.SIGSTOP)  # also what it started in that very moment
                 return True
             await asyncio.sleep(0.005)
         return False
 
     def thaw(self) -> None:
         """SIGCONT to all of its processes."""
-        self._signal_all(signal.SIGCONT)
+        self._signal(signal.SIGCONT)
 
     async def terminate(self, patience_s: float) -> bool:
-        """SIGTERM to the whole group; whether it has ended within ``patience_s``."""
-        self._signal(signal.SIGTERM)
-        try:
-            async with asyncio.timeout(patience_s):
-                await self._process.wait()
-        except TimeoutError:
-            return False
-        return True
+        """SIGTERM to all of its processes; whether all have ended within ``patience_s``. :meth:`kill` waits for that."""
+        async with self._ending:
+            self._signal(signal.SIGTERM)
+            try:
+                async with asyncio.timeout(patience_s):
+                    await self._keeper.wait()
+            except TimeoutError:
+                return False
+            return True
 
     async def kill(self) -> None:
-        """SIGKILL to the whole group, also to what outlived the child itself, and to what left the group."""
+        """SIGKILL to all of its processes, also to what left its group or outlived it: the keeper does it."""
         self._fit = False
-        self._signal_all(signal.SIGKILL)
-        await self._process.wait()
+        async with self._ending:
+            with suppress(ProcessLookupError):
+                self._keeper.terminate()
+            await self._keeper.wait()
         self._writer.close()
 
-    def _signal_all(self, number: signal.Signals) -> None:
-        """Also to what left the group."""
-        strays = _descendants(self._process.pid) if self.alive else []
-        self._signal(number)
-        for stray in strays:
-            with suppress(ProcessLookupError, PermissionError):
-                os.kill(stray, number)
-
     def _signal(self, number: signal.Signals) -> None:
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, number)
+        if self.alive:
+            signal_below(self._keeper.pid, self._pid, number)
 
     async def _send(self, message: dict[str, Any]) -> None:
         self._writer.write(pack(message))
@@ -218,7 +219,7 @@ class Child:
 
     async def _obituary(self) -> str:
         await self.kill()
-        code = self._process.returncode or 0
+        code = self._keeper.returncode or 0
         if code < 0:
             hint = " (out of memory?)" if code == -signal.SIGKILL else ""
             return f"the process that ran it was ended by {signal.Signals(-code).name}{hint}"
@@ -261,29 +262,6 @@ def _content(message: dict[str, Any]) -> Outcome | Report | SpawnRequest:
             return SpawnRequest(**message["request"])
         case kind:
             raise ValueError(f"unknown kind {kind!r}")
-
-
-def _stands_still(pid: int) -> bool:
-    """Whether the process is stopped; where there is no ``/proc`` to tell, the signal is trusted."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
-    except OSError:
-        return not Path("/proc").exists()
-    return state in {"T", "t"}
-
-
-def _descendants(pid: int) -> list[int]:
-    """All processes below ``pid``, also those that left its group; none where there is no ``/proc`` to tell."""
-    below: dict[int, list[int]] = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):  # it has just ended
-            # The name, in parentheses, may hold anything; state and parent follow it.
-            parent = int(path.read_text(errors="replace").rpartition(")")[2].split()[1])
-            below.setdefault(parent, []).append(int(path.parent.name))
-    found = list(below.get(pid, ()))
-    for child in found:  # grows as it goes
-        found += below.get(child, ())
-    return found
 
 
 class ChildPool:

@@ -412,8 +412,11 @@ def tidy_plain(context: Context) -> dict[str, Any]:
 
 @task(name="chaos.grandchild")
 def grandchild(context: Context) -> None:
-    """Starts a process of its own and waits for it; the witness has that one's pid."""
-    started = subprocess.Popen([sys.executable, "-c", "import threading; threading.Event().wait()"])
+    """Starts a process, in a session of its own, that ignores SIGTERM, and waits for it; the witness has that one's pid."""
+    deaf = "import signal, threading; signal.signal(15, signal.SIG_IGN); print(flush=True); threading.Event().wait()"
+    started = subprocess.Popen([sys.executable, "-c", deaf], start_new_session=True, stdout=subprocess.PIPE)
+    assert started.stdout is not None
+    started.stdout.readline()
     witness(context, "enter", started.pid)
     started.wait()
 
@@ -428,9 +431,11 @@ def pid() -> int:
 
 @task(name="chaos.tick")
 def tick(context: Context, path: str, gate: str) -> dict[str, Any]:
-    """Adds a byte to the file again and again, and so does a process that it starts, until the gate is open."""
+    """Adds a byte to the file again and again, and so does a process that it starts, in a session of its own, until the gate
+    is open."""
     script = f"import time\nwhile True:\n open({path + '.child'!r}, 'ab').write(b'.')\n time.sleep({POLL_S})"
-    started = subprocess.Popen([sys.executable, "-c", script])
+    started = subprocess.Popen([sys.executable, "-c", script], start_new_session=True)
+    Path(path + ".pid").write_text(str(started.pid))
     try:
         with witnessed(context):
             while not opened(gate):

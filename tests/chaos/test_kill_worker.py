@@ -8,6 +8,7 @@ import pytest
 
 from eventq.events.task import Status
 from eventq.events.task_events import Completed
+from eventq.workers.process_tree import descendants
 from tests.chaos.checker import violations
 from tests.chaos.process import Process
 from tests.chaos.site import Control, Site
@@ -103,10 +104,10 @@ async def test_the_children_of_a_killed_worker_die_with_it(site: Site, control: 
     doomed = await site.started("worker")
     task_id = await control.submit("chaos.deaf_plain", timeout_s=600)
     visit = await control.until_entered(task_id)
-    assert visit.pid in doomed.children()
-    children = doomed.children()
+    below = descendants(doomed.pid)
+    assert visit.pid in below
     doomed.kill()
-    await eventually(lambda: all(map(dead, children)), what=f"the children {children} are dead")
+    await eventually(lambda: all(map(dead, below)), what=f"the processes {below} are dead")
 
 
 # Negative controls: the same trials, with a bug planted, must be found out.

@@ -38,6 +38,10 @@ def child_of(path: Path) -> Path:
     return path.with_name(path.name + ".child")
 
 
+def child_pid(path: Path) -> int:
+    return int(path.with_name(path.name + ".pid").read_text())
+
+
 async def pause(control: Control, task_id: str) -> None:
     await command(control, task_id, PauseTask("ada", "lunch"))
     await control.until(lambda: control.status(task_id) is Status.PAUSED, "the task is paused")
@@ -112,9 +116,11 @@ async def test_a_frozen_task_can_be_cancelled(site: Site, control: Control) -> N
     await control.check()
 
 
-async def test_the_steps_that_were_needed_to_stop_an_attempt_stand_in_its_end(site: Site, control: Control) -> None:
+@pytest.mark.parametrize("kind", ["chaos.deaf_plain", "chaos.grandchild"])
+async def test_the_steps_that_were_needed_to_stop_an_attempt_stand_in_its_end(site: Site, control: Control, kind: str) -> None:
+    """``visit.pid``: of the function's process, or of one that it started in a session of its own."""
     await site.workers(1, stop_s=0.2)
-    task_id = await control.submit("chaos.deaf_plain")
+    task_id = await control.submit(kind)
     visit = await control.until_entered(task_id)
     await control.cancel(task_id)
     end = await control.ended(task_id)
@@ -125,10 +131,11 @@ async def test_the_steps_that_were_needed_to_stop_an_attempt_stand_in_its_end(si
 
 async def test_a_worker_killed_with_a_frozen_attempt_leaves_a_paused_task_without_one(site: Site, control: Control) -> None:
     doomed = await site.started("worker")
-    task_id, _ = await ticking(site, control)
+    task_id, path = await ticking(site, control)
     await pause(control, task_id)
     await site.workers(1)
     doomed.kill()
+    await eventually(lambda: dead(child_pid(path)), timeout=60, what="the process that the task had started is dead")
     await control.until(lambda: control.types(task_id)[-2:] == ["paused", "paused"], "somebody finds the attempt lost")
     task = control.task(task_id)
     assert (task.status, task.frozen, task.losses) == (Status.PAUSED, False, 1)
@@ -136,6 +143,19 @@ async def test_a_worker_killed_with_a_frozen_attempt_leaves_a_paused_task_withou
     await command(control, task_id, ResumeTask("ada", utc_now()))
     await control.until_ended(task_id)
     assert control.task(task_id).attempt == 2
+    await control.check()
+
+
+async def test_a_killed_worker_leaves_nothing_running(site: Site, control: Control) -> None:
+    doomed = await site.started("worker")
+    task_id, path = await ticking(site, control)
+    doomed.kill()
+    await eventually(lambda: dead(child_pid(path)), timeout=60, what="the process that the task had started is dead")
+    site.gate().touch()
+    await site.workers(1)
+    await control.until_ended(task_id)
+    assert control.task(task_id).attempt == 2
+    await control.check()
 
 
 async def test_a_worker_that_stops_hands_a_frozen_attempt_back_and_the_task_stays_paused(site: Site, control: Control) -> None:
@@ -152,9 +172,10 @@ async def test_a_worker_killed_before_it_can_say_that_it_froze_loses_neither_tas
     site: Site, control: Control
 ) -> None:
     doomed = await site.started("worker", failpoints="attempt.frozen=kill")
-    task_id, _ = await ticking(site, control)
+    task_id, path = await ticking(site, control)
     await command(control, task_id, PauseTask("ada"))
     assert doomed.wait() == -signal.SIGKILL
+    await eventually(lambda: dead(child_pid(path)), timeout=60, what="the process that the task had started is dead")
     await site.workers(1)
     await control.until(lambda: control.status(task_id) is Status.PAUSED, "the pause is kept")
     assert isinstance(control.events(task_id)[-1].data, Paused)

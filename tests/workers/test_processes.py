@@ -111,15 +111,29 @@ async def pid_when_entered() -> int:
     return visits[0].pid
 
 
-async def test_killing_a_child_kills_what_its_function_started(pool: ChildPool) -> None:
+async def test_a_child_has_ended_when_all_that_its_function_started_has_too(pool: ChildPool) -> None:
     child = await pool.take()
     running = asyncio.create_task(run(child, "chaos.grandchild"))
     grandchild = await pid_when_entered()
     assert alive(grandchild)
-    await child.terminate(patience_s=0.1)
+    assert not await child.terminate(patience_s=0.3), "what the function started ignores it, though the function does not"
     await child.kill()
+    assert dead(grandchild)
     assert isinstance(await running, Raised)
-    await eventually(lambda: dead(grandchild), timeout=60, what="the function's own process is dead")
+    assert await child.terminate(patience_s=0), "nothing is left"
+    pool.give_back(child)
+
+
+async def test_a_child_that_is_being_terminated_has_its_time_before_it_is_killed(pool: ChildPool) -> None:
+    child = await pool.take()
+    running = asyncio.create_task(run(child, "chaos.grandchild"))
+    grandchild = await pid_when_entered()
+    terminated = asyncio.create_task(child.terminate(patience_s=0.3))
+    await asyncio.wait((running, terminated), return_when=asyncio.FIRST_COMPLETED)
+    assert terminated.done(), "the function's end alone does not end its time"
+    assert not await terminated
+    await running
+    assert dead(grandchild)
     pool.give_back(child)
 
 
