@@ -7,7 +7,7 @@ the same for every coordinator that has seen as much, and refused by the version
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -107,6 +107,9 @@ class Run:
         """Nodes that wait for somebody, each with the time at which it gives up."""
         self.answers: dict[str, NodeApproved | NodeRejected] = {}
         self.signals: dict[str, JSON] = {}
+        """The newest payload of each signal that came."""
+        self._heard: dict[str, dict[str, JSON]] = {}
+        """The signals as they were when a wait ended: what comes later changes nothing for who took a payload."""
         self.trees: dict[str, TaskTree] = {}
         self.tasks: dict[str, str] = {}
         self.unmade: dict[str, Owner] = {}
@@ -188,6 +191,11 @@ class Run:
         tree = self.trees.get(self.task_id(node)) if node in self.runs else None
         return self.shown_children.get(node, []) if tree is None else tree.children[: CHILDREN_MAX + 1]
 
+    def payload_of(self, node: str) -> JSON:
+        """What the signal carried that the node waited for."""
+        assert self.graph is not None
+        return self._heard.get(node, self.signals)[self.graph.nodes[node].signal or ""]
+
     def next_deadline(self) -> datetime | None:
         """The earliest time at which something gives up."""
         if self.state.ending is not None or self.state.ended:
@@ -254,6 +262,7 @@ class Run:
     def _forget_task(self, end: NodeEnd, *, compensation: bool = False) -> None:
         if end.waited:
             self.waiting.pop(end.node, None)
+            self._heard[end.node] = dict(self.signals)
             return
         task_id = self.task_id(end.node, compensation=compensation)
         self.trees.pop(task_id, None)
@@ -277,6 +286,7 @@ class Run:
         self.compensations = {}
         self.waiting = {}
         self.answers = {name: answer for name, answer in self.answers.items() if name in self.nodes}
+        self._heard = {name: signals for name, signals in self._heard.items() if name in self.nodes}
         self.trees, self.tasks, self.unmade, self.voids = {}, {}, {}, {}
         self._owners, self._ended = {}, {}
         self._count()
@@ -324,12 +334,15 @@ class Plan:
     """What to append next, or the results that must be known to say so."""
 
     event: PlannedEvent | None = None
-    missing: frozenset[Wanted] = frozenset()
+    missing: Sequence[Wanted] = ()
 
 
-def plan(run: Run, results: Mapping[Wanted, JSON], now: datetime, lost: Mapping[Wanted, str] | None = None) -> Plan:
+def plan(
+    run: Run, results: Mapping[Wanted, JSON], now: datetime, lost: Mapping[Wanted, str] | None = None, *, enough: bool = False
+) -> Plan:
     """What follows at ``now`` from all that the run was shown. ``results``: those known; ``lost``: those that nobody can
-    know any more, each with the reason."""
+    know any more, each with the reason; ``enough``: rather tell what follows without those that are missing, if anything.
+    Missing results come node by node."""
     state = run.state
     if state.ended or run.graph is None:
         return Plan()
@@ -340,9 +353,10 @@ def plan(run: Run, results: Mapping[Wanted, JSON], now: datetime, lost: Mapping[
     draft.end_waits(now)
     if state.ending is None and not draft.stopped:
         draft.start_nodes()
-    if draft.missing:
-        return Plan(missing=frozenset(draft.missing))
-    if (event := draft.event()) is not None:
+    event = draft.event()
+    if draft.missing and not (enough and event is not None):
+        return Plan(missing=tuple(draft.missing))
+    if event is not None:
         return Plan(event)
     if state.ending is None:
         return Plan(WorkflowCompleted() if run.settled else None)
@@ -386,7 +400,7 @@ class _Draft:
         self._waiting: list[str] = []
         self._because: str | None = None
         self._compensate = False
-        self.missing: set[Wanted] = set()
+        self.missing: dict[Wanted, None] = {}
 
     @property
     def stopped(self) -> bool:
@@ -524,7 +538,7 @@ class _Draft:
     def _results_for(self, name: str) -> dict[Wanted, JSON] | str | None:
         """The results that the node needs; ``None`` where some are to be fetched first; a sentence where that is in vain."""
         found: dict[Wanted, JSON] = {}
-        missing: set[Wanted] = set()
+        missing: list[Wanted] = []
         for wanted in self._graph.wanted[name]:
             if self._status(wanted.node) is not NodeStatus.COMPLETED:
                 found[wanted] = None  # of what was skipped or failed there is no result
@@ -533,9 +547,9 @@ class _Draft:
             elif wanted in self._results:
                 found[wanted] = self._results[wanted]
             else:
-                missing.add(wanted)
+                missing.append(wanted)
         if missing:
-            self.missing |= missing
+            self.missing |= dict.fromkeys(missing)
             return None
         return found
 

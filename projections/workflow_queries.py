@@ -38,10 +38,11 @@ class WorkflowPage:
 
 @dataclass(frozen=True, slots=True)
 class NodeRow:
-    """A node that was started, skipped or ended at some time."""
+    """A node that was started, skipped or ended at some time; ``position``: of the event that tells of it last."""
 
     node: str
     run: int
+    position: int
     status: str
     reason: str | None
     started_at: datetime | None
@@ -63,12 +64,21 @@ class NodeTask:
 
 
 @dataclass(frozen=True, slots=True)
+class Answer:
+    """An event by which somebody answered or signalled."""
+
+    position: int
+    type: str
+    data: dict[str, JSON]
+
+
+@dataclass(frozen=True, slots=True)
 class WorkflowStory:
-    """A workflow with its nodes; ``answers``: data of the events by which people answered and signalled, with their types."""
+    """A workflow with its nodes; ``answers``: oldest first."""
 
     row: WorkflowRow
     nodes: dict[str, NodeRow]
-    answers: list[tuple[str, dict[str, JSON]]]
+    answers: list[Answer]
 
 
 def get_workflow(snapshot: Snapshot, workflow_id: str) -> WorkflowStory | None:
@@ -77,18 +87,19 @@ def get_workflow(snapshot: Snapshot, workflow_id: str) -> WorkflowStory | None:
     if not records:
         return None
     nodes = snapshot.records(
-        "SELECT node, run, status, reason, started_at, ended_at, compensation FROM workflow_nodes WHERE workflow_id = $id",
+        "SELECT node, run, position, status, reason, started_at, ended_at, compensation FROM workflow_nodes"
+        " WHERE workflow_id = $id",
         {"id": workflow_id},
     )
     answers = snapshot.rows(
-        "SELECT type, data FROM events WHERE aggregate = 'workflows' AND aggregate_id = $id"
+        "SELECT position, type, data FROM events WHERE aggregate = 'workflows' AND aggregate_id = $id"
         " AND type IN (SELECT unnest($types)) ORDER BY version",
         {"id": workflow_id, "types": list(_ANSWERS)},
     )
     return WorkflowStory(
         row=_row(records[0], snapshot.position),
         nodes={node["node"]: NodeRow(**{name: _aware(value) for name, value in node.items()}) for node in nodes},
-        answers=[(kind, orjson.loads(data)) for kind, data in answers],
+        answers=[Answer(position, kind, orjson.loads(data)) for position, kind, data in answers],
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
@@ -12,7 +13,7 @@ from eventq.events.limits import INLINE_PAYLOAD_MAX_BYTES
 from eventq.events.workflow import AnswerNode, CancelWorkflow, SignalWorkflow, Workflow, WorkflowStatus, node_task_id
 from eventq.events.workflow_events import Definition, Node, WorkflowCreated
 from eventq.events.workflow_run import NodeStatus
-from eventq.projections.workflow_queries import NodeRow, NodeTask, WorkflowStory
+from eventq.projections.workflow_queries import Answer, NodeRow, NodeTask, WorkflowStory
 from eventq.services.api import Api, api_of, requester, trace_of
 from eventq.services.coordinator import read_definition
 from eventq.services.idempotency import holding, idempotency_key, record_of
@@ -197,9 +198,8 @@ async def _whole(api: Api, workflow_id: str, story: WorkflowStory) -> WorkflowAn
     rows = {name: row for name, row in story.nodes.items() if row.run == workflow.run or row.status == "COMPLETED"}
     ids = {name: node_task_id(workflow_id, name, row.run) for name, row in story.nodes.items()}
     tasks = await api.queries.node_tasks(list(ids.values()))
-    answers = _answers_of(story)
     nodes = [
-        _node(node, rows.get(node.name), ids.get(node.name), tasks.get(ids.get(node.name, "")), workflow, answers)
+        _node(node, rows.get(node.name), ids.get(node.name), tasks.get(ids.get(node.name, "")), workflow, story.answers)
         for node in definition.nodes
     ]
     depended_on = {name for node in definition.nodes for name in node.depends_on}
@@ -220,15 +220,18 @@ async def _definition(api: Api, workflow_id: str) -> Definition:
     return await read_definition(api.blobs, first.event.data)
 
 
-def _answers_of(story: WorkflowStory) -> dict[tuple[str, str], Any]:
-    """What people said, the newest of each: by kind of node, and the node's or the signal's name."""
-    found: dict[tuple[str, str], Any] = {}
-    for kind, data in story.answers:
-        if kind == "signalled":
-            found["signal", data["name"]] = data["payload"]
-        else:
-            found["approval", data["node"]] = {"approved": kind == "approved", "by": data["by"], "comment": data["comment"]}
-    return found
+def _said_to(node: Node, before: int, answers: Sequence[Answer]) -> Any:
+    """What a node that waited was told: by the newest of its answers that came ``before`` a position, that of its end."""
+    for answer in reversed(answers):
+        data = answer.data
+        if answer.position > before:
+            continue
+        if answer.type == "signalled":
+            if node.kind == "signal" and data["name"] == node.signal:
+                return data["payload"]
+        elif node.kind == "approval" and data["node"] == node.name:
+            return {"approved": answer.type == "approved", "by": data["by"], "comment": data["comment"]}
+    return None
 
 
 def _node(
@@ -237,15 +240,15 @@ def _node(
     task_id: str | None,
     task: NodeTask | None,
     workflow: Workflow,
-    answers: dict[tuple[str, str], Any],
+    answers: Sequence[Answer],
 ) -> NodeAnswer:
     unstarted = NodeStatus.CANCELLED if workflow.ended else NodeStatus.BLOCKED
     status = unstarted if row is None else NodeStatus(row.status)
     result = None
     if task is not None and task.result is not None and len(task.result) <= RESULT_SHOWN_MAX_CHARS:
         result = orjson.loads(task.result)
-    elif node.kind != "task" and status in (NodeStatus.COMPLETED, NodeStatus.FAILED):
-        result = answers.get((node.kind, node.signal or node.name))
+    elif row is not None and status in (NodeStatus.COMPLETED, NodeStatus.FAILED):
+        result = _said_to(node, row.position, answers)
     shown = task if row is not None else None
     return NodeAnswer(
         name=node.name,

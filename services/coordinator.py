@@ -10,43 +10,40 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
-import nats.errors
 import orjson
 import structlog
-from nats.js.errors import APIError
 
 from eventq.events.blobs import BlobStore
 from eventq.events.catalogue import read_data
 from eventq.events.commands import CancelTask
-from eventq.events.data import JSON, BlobRef, EventData
+from eventq.events.data import EventData
 from eventq.events.errors import (
     BlobDamaged,
-    BlobNotFound,
-    EventqError,
     IllegalTransition,
     LogDamaged,
+    NotFound,
     TaskErased,
     TaskNotFound,
 )
 from eventq.events.failpoints import failpoint
 from eventq.events.handle import handle, handle_any
-from eventq.events.limits import CHILDREN_MAX, INLINE_PAYLOAD_MAX_BYTES, WORKFLOW_DEFINITION_MAX_BYTES
+from eventq.events.limits import INLINE_PAYLOAD_MAX_BYTES, WORKFLOW_DEFINITION_MAX_BYTES
 from eventq.events.log import EventLog
 from eventq.events.submitter import Submitter
-from eventq.events.task_events import Cleaned, Completed, Submitted
+from eventq.events.task_events import Submitted
 from eventq.events.timers import Hint, set_timer
 from eventq.events.workflow import DEADLINE, WORKFLOWS, AdvanceWorkflow
 from eventq.events.workflow_events import Definition, WorkflowAdvanced, WorkflowCreated
 from eventq.events.workflow_run import Owner, PlannedEvent, Run, needed_by, plan, task_of
-from eventq.events.workflow_values import Unresolved, Wanted
+from eventq.events.workflow_values import Unresolved
 from eventq.services.follower import Fact, Follower
+from eventq.services.node_results import Fetched, NodeResults
+from eventq.services.side_by_side import side_by_side
 
 log = structlog.get_logger("eventq.coordinator")
 
@@ -55,23 +52,17 @@ SOURCE = "coordinator"
 HELP_AFTER_S = 2.0
 """Tasks that another coordinator released and has not made after this long are made by whoever sees it."""
 
-AT_ONCE = 64
-"""Workflows that are moved on, or tasks that are made, beside each other."""
-
-RESULTS_KEPT = 2_000
-RESULT_KEPT_MAX_BYTES = 4 * 1024
-"""Results remembered, each up to this size: fan-out asks for one result many times."""
-
-RESULT_MAX_BYTES = 16 * 1024 * 1024
-"""Of a result that is handed on. A larger one is the node's failure, not the scheduler's end."""
-
 NEVER_S = 24 * 3600.0
 """A task that must not run is submitted for so much later, and cancelled at once."""
 
 CANNOT_BE_MADE = "it cannot be made"
 
 RETRY_S = 1.0
-"""A workflow that could not be moved on, for want of the broker or a blob, is tried again after so long; others go on."""
+"""A workflow that could not be moved on, for want of the broker or the blob store, is tried again after so long; others go
+on."""
+
+RETRY_LOST_S = 60.0
+"""The same where something of it is lost: somebody may put it back."""
 
 LOOK_EVERY_S = 0.5
 """How often all workflows are looked through for what is due."""
@@ -124,7 +115,7 @@ class Coordinator:
         self._fired_at = datetime.min.replace(tzinfo=UTC)
         self._looked_at = 0.0
         self._again_at: dict[str, float] = {}
-        self._results: OrderedDict[str, JSON] = OrderedDict()
+        self._results = NodeResults(event_log, blobs)
         self.wake = asyncio.Event()
         self.advanced = 0
 
@@ -175,10 +166,11 @@ class Coordinator:
         self._look_for_due()
         todo = list(self._dirty)
         self._dirty.clear()
-        failures = await _each(todo, self._attend)
+        failures = await side_by_side(todo, self._attend)
         for workflow_id, error in failures:
-            self._again_at[workflow_id] = time.monotonic() + RETRY_S
-            log.warning("coordinator.workflow_waits", workflow_id=workflow_id, error=repr(error))
+            lost = isinstance(error, NotFound | LogDamaged | BlobDamaged)
+            self._again_at[workflow_id] = time.monotonic() + (RETRY_LOST_S if lost else RETRY_S)
+            log.warning("coordinator.workflow_waits", workflow_id=workflow_id, lost=lost, error=repr(error))
 
     def _look_for_due(self) -> None:
         if time.monotonic() - self._looked_at < LOOK_EVERY_S:
@@ -189,6 +181,8 @@ class Coordinator:
             self._dirty[workflow_id] = None
         now = self._time()
         for workflow_id, followed in self._followed.items():
+            if workflow_id in self._again_at:
+                continue
             deadline = followed.run.next_deadline()
             if (deadline is not None and deadline <= now) or self._unmade(followed):
                 self._dirty[workflow_id] = None
@@ -250,14 +244,17 @@ class Coordinator:
             await self._apply(run, stored.event.id, stored.event.time, stored.event.data)
 
     async def _plan(self, run: Run) -> PlannedEvent | None:
-        """What to append; results that are needed are fetched first."""
-        results: dict[Wanted, JSON] = {}
-        lost: dict[Wanted, str] = {}
+        """What to append; results that are needed are fetched first. Where not all can be had at once, for the nodes whose
+        results are at hand; the others come next, and one that needs more than that by itself fails."""
+        fetched = Fetched()
         while True:
-            planned = plan(run, results, self._time(), lost)
+            planned = plan(run, fetched.results, self._time(), fetched.lost, enough=fetched.full)
             if not planned.missing:
                 return planned.event
-            await self._fetch(run, planned.missing, results, lost)
+            if fetched.full:
+                fetched.give_up(planned.missing[0])
+            else:
+                await self._results.fetch(run, planned.missing, fetched)
 
     async def _advance(self, followed: Followed, event: PlannedEvent) -> None:
         run, state = followed.run, followed.run.state
@@ -288,7 +285,7 @@ class Coordinator:
 
     async def _make(self, followed: Followed) -> None:
         """Make the tasks that were released, where they do not exist."""
-        failures = await _each(self._unmade(followed), lambda task_id: self._make_one(followed, task_id))
+        failures = await side_by_side(self._unmade(followed), lambda task_id: self._make_one(followed, task_id))
         if failures:
             raise failures[0][1]
 
@@ -310,12 +307,14 @@ class Coordinator:
     async def _task(self, run: Run, owner: Owner) -> tuple[Submitted | None, str]:
         """What to submit; or ``None`` and why not, where a result was destroyed since the node was released. What undoes
         work runs without such a result, and says itself what it lacks."""
-        results: dict[Wanted, JSON] = {}
-        lost: dict[Wanted, str] = {}
-        await self._fetch(run, needed_by(run, owner), results, lost)
-        problem = next(iter(lost.values()), "")
+        fetched = Fetched()
+        needed = needed_by(run, owner)
+        await self._results.fetch(run, needed, fetched)
+        for wanted in needed - fetched.results.keys() - fetched.lost.keys():
+            fetched.give_up(wanted)
+        problem = next(iter(fetched.lost.values()), "")
         try:
-            submitted = task_of(run, owner, results)
+            submitted = task_of(run, owner, fetched.results)
         except Unresolved as error:
             problem = str(error)
             submitted = task_of(run, owner, {})
@@ -346,7 +345,7 @@ class Coordinator:
                 await self._cancel(run, task_id, _why(run))
                 tree.cancelled.add(task_id)
 
-        failures = await _each(list(unfinished), cancel)
+        failures = await side_by_side(list(unfinished), cancel)
         if failures:
             raise failures[0][1]
 
@@ -375,45 +374,6 @@ class Coordinator:
         except (IllegalTransition, TaskErased, TaskNotFound):
             return  # it ended meanwhile
 
-    async def _fetch(self, run: Run, wanted: Iterable[Wanted], results: dict[Wanted, JSON], lost: dict[Wanted, str]) -> None:
-        """Read these results, from the events or the blob store; ``lost`` are those that are gone for good."""
-
-        async def fetch(each: Wanted) -> None:
-            try:
-                results[each] = await self._result(run, each)
-            except (Unresolved, BlobNotFound, BlobDamaged) as error:
-                lost[each] = f"the result of {each.node} cannot be read: {error}"
-
-        failures = await _each([each for each in wanted if each not in results], fetch)
-        if failures:
-            raise failures[0][1]
-
-    async def _result(self, run: Run, wanted: Wanted) -> JSON:
-        assert run.graph is not None
-        node = run.graph.nodes[wanted.node]
-        if wanted.children:
-            children = run.children_of(wanted.node)
-            if len(children) > CHILDREN_MAX:
-                raise Unresolved(f"it spawned more than {CHILDREN_MAX} tasks")
-            return [await self._task_result(task_id) for task_id in children]
-        if node.kind == "signal":
-            return run.signals[node.signal or ""]
-        if node.kind == "approval":
-            answer = run.answers[wanted.node]
-            return {"approved": True, "by": answer.by, "comment": answer.comment}
-        return await self._task_result(run.task_id(wanted.node))
-
-    async def _task_result(self, task_id: str) -> JSON:
-        if task_id in self._results:
-            self._results.move_to_end(task_id)
-            return self._results[task_id]
-        result, size = await read_result(self._log, self._blobs, task_id)
-        if size <= RESULT_KEPT_MAX_BYTES:
-            self._results[task_id] = result
-            if len(self._results) > RESULTS_KEPT:
-                self._results.popitem(last=False)
-        return result
-
 
 def _why(run: Run) -> str | None:
     """Why the tasks of a workflow that stops are cancelled."""
@@ -426,41 +386,3 @@ async def read_definition(blobs: BlobStore, created: WorkflowCreated) -> Definit
         return created.definition
     assert created.stored is not None
     return Definition.model_validate_json(await blobs.get_async(created.stored, max_bytes=WORKFLOW_DEFINITION_MAX_BYTES))
-
-
-async def read_result(event_log: EventLog, blobs: BlobStore, task_id: str) -> tuple[JSON, int]:
-    """What a completed task returned, and about how large it is. Raises ``Unresolved`` where it was given up or is too large,
-    and what the blob store raises."""
-    stored = await event_log.last("tasks", task_id, fresh=True)
-    if stored is not None and isinstance(stored.event.data, Cleaned):
-        raise Unresolved("it was given up")
-    if stored is None or not isinstance(stored.event.data, Completed):
-        raise Unresolved("there is none")
-    output: BlobRef | None = stored.event.data.output
-    if output is None:
-        result = stored.event.data.result
-        return result, len(orjson.dumps(result))
-    if output.size_bytes > RESULT_MAX_BYTES:
-        raise Unresolved(f"it is larger than {RESULT_MAX_BYTES} bytes")
-    return orjson.loads(await blobs.get_async(output, max_bytes=RESULT_MAX_BYTES)), output.size_bytes
-
-
-async def _each(items: list[Any], do: Callable[[Any], Awaitable[None]]) -> list[tuple[Any, Exception]]:
-    """Do something to each item, some beside each other; answers those that a dependency's failure kept from it."""
-    failed: list[tuple[Any, Exception]] = []
-    waiting = iter(items)
-
-    async def work() -> None:
-        for item in waiting:
-            try:
-                await do(item)
-            except (EventqError, nats.errors.Error, APIError, TimeoutError) as error:
-                failed.append((item, error))
-
-    if len(items) <= 1:
-        await work()
-    else:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(AT_ONCE, len(items))):
-                group.create_task(work())
-    return failed

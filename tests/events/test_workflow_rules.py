@@ -237,6 +237,29 @@ def test_an_early_signal_is_kept() -> None:
     assert world.run.state.status is WorkflowStatus.COMPLETED
 
 
+def test_a_signal_after_the_wait_has_ended_does_not_change_what_was_heard() -> None:
+    world = World([Node(name="s", kind="signal", signal="paid"), Node(name="ok", kind="approval")])
+    world.command(SignalWorkflow("paid", 1, "ada"))
+    world.command(SignalWorkflow("paid", 2, "ada"))
+    world.settle()
+    assert world.run.status("s") == "COMPLETED"
+    world.command(SignalWorkflow("paid", 3, "ada"))
+    assert world.run.payload_of("s") == 2
+    assert world.run.signals == {"paid": 3}
+
+
+def test_what_can_be_told_without_missing_results_is_told_where_no_more_can_be_had() -> None:
+    world = World([step("a"), step("b", "a", kwargs={"x": {"$from": "a"}}), step("c", "a")])
+    world.settle()
+    world.end(node_task_id("w", "a", 1))
+    assert plan(world.run, {}, NOON).missing == (Wanted("a", False),)
+    event = plan(world.run, {}, NOON, enough=True).event
+    assert isinstance(event, WorkflowAdvanced)
+    assert ([end.node for end in event.finished], event.released) == (["a"], ["c"])
+    world.command(AdvanceWorkflow(world.run.state.version, event))
+    assert plan(world.run, {}, NOON, enough=True).missing == (Wanted("a", False),), "nothing can be told without"
+
+
 def test_waits_and_workflows_time_out() -> None:
     world = World([Node(name="ok", kind="approval", timeout_s=60)])
     world.settle()

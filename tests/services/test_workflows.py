@@ -8,12 +8,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 from eventq.events.commands import CleanTask
 from eventq.events.ending import end
 from eventq.events.errors import IllegalTransition, LogUnavailable, VersionConflict
 from eventq.events.handle import handle, handle_any
+from eventq.events.limits import NODE_RESULTS_MAX_BYTES
 from eventq.events.task_events import Submitted
 from eventq.events.workflow import DEADLINE, WORKFLOWS, AdvanceWorkflow, node_task_id
 from eventq.events.workflow_events import NodeEnd, WorkflowAdvanced
@@ -210,6 +212,45 @@ async def test_large_definitions_and_arguments_go_through_the_blob_store(site: S
     first = await site.backend.log.at("workflows", workflow_id, 1)
     assert first is not None
     assert "definition" not in first.event.data.wire()
+
+
+async def test_a_node_that_takes_too_much_fails_and_others_beside_it_take_what_they_need(site: Site) -> None:
+    """Each node reads large results of its own; all together are more than is read at once, and those of ``greedy`` alone."""
+    large = await site.backend.api.blobs.put_async(orjson.dumps("x" * 15 * 1024 * 1024), media_type="application/json")
+    wants = {"b": 4, "c": 4, "greedy": 5}
+    sources = {name: [f"{name}{number}" for number in range(count)] for name, count in wants.items()}
+    site.code |= dict.fromkeys([each for some in sources.values() for each in some], lambda _: large)
+    site.code |= dict.fromkeys(wants, lambda _: "ran")
+    takers = [
+        step(name, *some, task_kwargs={"message": [{"$from": each} for each in some]}, on_failure="continue")
+        for name, some in sources.items()
+    ]
+    async with site.coordinator(), site.workers():
+        workflow_id = await site.submit(*(step(each) for some in sources.values() for each in some), *takers)
+        done = await site.until(workflow_id, "COMPLETED", patience_s=60)
+    assert {name: status for name, status in statuses(done).items() if name in wants} == {
+        "b": "COMPLETED",
+        "c": "COMPLETED",
+        "greedy": "FAILED",
+    }
+    reason = next(node["reason"] for node in done["nodes"] if node["name"] == "greedy")
+    assert f"larger than {NODE_RESULTS_MAX_BYTES} bytes together" in reason
+
+
+async def test_a_signal_that_comes_after_its_node_has_ended_changes_nothing(site: Site) -> None:
+    async with site.coordinator(), site.workers():
+        workflow_id = await site.submit(
+            {"name": "paid", "kind": "signal"},
+            {"name": "ok", "kind": "approval"},
+            step("b", "paid", "ok", task_kwargs={"message": {"$from": "paid"}}),
+        )
+        await site.backend.post(f"/workflows/{workflow_id}/signals/paid", {"payload": 3})
+        await site.until_node(workflow_id, "paid", "COMPLETED")
+        await site.backend.post(f"/workflows/{workflow_id}/signals/paid", {"payload": 4})
+        await site.backend.post(f"/workflows/{workflow_id}/nodes/ok/approve", {"by": "ada"})
+        done = await site.until(workflow_id, "COMPLETED")
+    assert done["result"] == {"b": {"message": 3}}
+    assert done["nodes"][0]["result"] == 3
 
 
 async def test_one_key_makes_one_workflow(site: Site) -> None:

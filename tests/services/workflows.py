@@ -13,7 +13,7 @@ from typing import Any
 import nats.errors
 
 from eventq.events.commands import CompleteAttempt, ConfirmCancel, FailAttempt, StartAttempt
-from eventq.events.data import ErrorInfo
+from eventq.events.data import BlobRef, ErrorInfo
 from eventq.events.ending import end
 from eventq.events.envelope import Event, decode
 from eventq.events.errors import Conflict
@@ -38,7 +38,8 @@ class TaskFailure(Exception):
 
 @dataclass
 class Site:
-    """What tests of workflows work with. ``code``: what a task does, by its node; else it returns its arguments."""
+    """What tests of workflows work with. ``code``: what a task does, by its node; else it returns its arguments. What it
+    returns may stand in the blob store."""
 
     backend: Backend
     code: dict[str, Callable[[Submitted], Any]] = field(default_factory=dict[str, Callable[[Submitted], Any]])
@@ -107,7 +108,8 @@ class Site:
             error = ErrorInfo(type="TaskFailure", message=str(failure))
             await handle(log, task_id, FailAttempt(task.attempt, error, retry_in_s=None, now=datetime.now(UTC)), source="w")
             return
-        await handle(log, task_id, CompleteAttempt(task.attempt, result, None, 0.01), source="w")
+        value, output = (None, result) if isinstance(result, BlobRef) else (result, None)
+        await handle(log, task_id, CompleteAttempt(task.attempt, value, output, 0.01), source="w")
 
     async def submit(self, *nodes: dict[str, Any], name: str = "w", headers: Any = None, **options: Any) -> str:
         """Submit a workflow; its id."""
