@@ -167,16 +167,16 @@ class ExpireQueueWait:
 
 @dataclass(frozen=True, slots=True)
 class CleanTask:
-    """The result of a finished task is given up. ``blobs``: keys that go with it."""
+    """The result of a finished task is given up. ``reason``: somebody asked for it, or the result's time is over."""
 
     requested_by: str
     reason: Literal["requested", "result_ttl"]
-    blobs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class EraseTask:
-    """All that a finished task carried is destroyed. ``events``: what is to be left of its events."""
+    """All that a finished task carried is destroyed. ``reason``: of who asks, which stays in the log; ``events``: what is to be
+    left of each of the task's events, in their order; ``blobs``: keys of its arguments in the blob store, to be deleted."""
 
     requested_by: str
     reason: str | None
