@@ -24,8 +24,7 @@ DUE = "due"
 """A scheduled or retrying task becomes ready. Of one version of the task."""
 
 START_BY = "start_by"
-"""A ready task that nobody started times out."""
-
+"""A ready task that nobody started times out. Of the version that begins the wait, or of a later one."""
 
 START_BY_SLACK_S = 0.05
 """The wait begins with the time of the event, which is written an instant after the timer is set."""
@@ -78,7 +77,7 @@ async def set_task_timers(
         await set_timer(broker, Hint("tasks", task_id, DUE, version), due_at)
     if queue_timeout_s is not None:
         start_by = max(due_at or now, now) + timedelta(seconds=queue_timeout_s + START_BY_SLACK_S)
-        await set_timer(broker, Hint("tasks", task_id, START_BY), start_by)
+        await set_timer(broker, Hint("tasks", task_id, START_BY, version), start_by)
 
 
 def read_hint(payload: bytes, fired_at: datetime | None = None) -> Hint | None:

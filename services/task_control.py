@@ -94,7 +94,8 @@ async def _set_timers(api: Api, task_id: str, after: Task) -> None:
     if start_by is None and after.queue_timeout_s is not None and after.status is Status.SCHEDULED and after.due_at:
         start_by = after.due_at + timedelta(seconds=after.queue_timeout_s)
     if start_by is not None:
-        await set_timer(broker, Hint("tasks", task_id, START_BY), start_by + timedelta(seconds=START_BY_SLACK_S))
+        hint = Hint("tasks", task_id, START_BY, after.version)
+        await set_timer(broker, hint, start_by + timedelta(seconds=START_BY_SLACK_S))
 
 
 async def _changed(api: Api, before: Submitted, body: UpdateRequest) -> Submitted:

@@ -10,8 +10,8 @@ from eventq.events.errors import Conflict, TaskNotFound
 from eventq.events.failpoints import failpoint
 from eventq.events.handle import handle, read_task
 from eventq.events.log import EventLog
-from eventq.events.task import ACCEPTS, Task
-from eventq.events.timers import START_BY, Hint, set_timer
+from eventq.events.task import ACCEPTS, Status, Task
+from eventq.events.timers import Hint, set_task_timers, set_timer
 
 
 def utc_now() -> datetime:
@@ -30,10 +30,12 @@ class TaskTimers:
 
     async def promote(self, hint: Hint) -> bool:
         """A scheduled or retrying task is due."""
-        failpoint("promote.before_append")
+        now = self._time_of(hint)
         try:
-            command = PromoteTask(hint.version, self._time_of(hint))
-            handled = await handle(self._log, hint.id, command, source=self._source)
+            task = await read_task(self._log, hint.id)
+            await self._time_the_wait(hint, task, now)
+            failpoint("promote.before_append")
+            handled = await handle(self._log, hint.id, PromoteTask(hint.version, now), source=self._source, task=task)
         except TaskNotFound:
             return False
         except Conflict:
@@ -41,10 +43,16 @@ class TaskTimers:
         failpoint("promote.after_append")
         if handled.event is not None:
             self.promoted += 1
-            if handled.state.start_by is not None:
-                await set_timer(self._log.broker, Hint("tasks", hint.id, START_BY), handled.state.start_by)
             return True
         return await self._still_waiting(hint, handled.state)
+
+    async def _time_the_wait(self, hint: Hint, task: Task, now: datetime) -> None:
+        """Set the timer of the wait that begins with the next version, before that is written, as all timers are. The one that
+        came with the submission may have fired already, where the promotion is late."""
+        scheduled = task.version == hint.version and task.status is Status.SCHEDULED
+        if scheduled and task.due_at is not None and task.due_at <= now:
+            version, timeout_s = task.version + 1, task.queue_timeout_s
+            await set_task_timers(self._log.broker, hint.id, version=version, due_at=None, queue_timeout_s=timeout_s, now=now)
 
     def _spent(self, hint: Hint, task: Task) -> bool:
         """Whether a hint was refused for good. The event that it waits for may have come right after it was: then it is due."""
@@ -68,7 +76,16 @@ class TaskTimers:
         except TaskNotFound:
             return False
         except Conflict:
-            return True
-        if handled.event is None and handled.state.start_by is not None:
-            await set_timer(self._log.broker, hint, handled.state.start_by)
+            return await self._wait_goes_on(hint, await read_task(self._log, hint.id, fresh=True))
+        if handled.event is None:
+            return await self._wait_goes_on(hint, handled.state)
+        return True
+
+    async def _wait_goes_on(self, hint: Hint, task: Task) -> bool:
+        """Nobody's wait was over: wait if the event that begins it is yet to come, set the timer right if it was wrong, else
+        forget the hint."""
+        if task.version < hint.version:
+            return False
+        if task.start_by is not None:
+            await set_timer(self._log.broker, hint, task.start_by)
         return True

@@ -7,8 +7,11 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from eventq.events.subjects import TIMERS
 from eventq.events.task import Status
+from eventq.events.task_events import TimedOut
 from tests.chaos.site import Control, Site
+from tests.support.poll import eventually
 
 
 @pytest.mark.parametrize("step", ["promote.before_append", "promote.after_append"])
@@ -43,3 +46,25 @@ async def test_two_schedulers_beside_each_other_do_what_one_does(site: Site, con
     assert all(control.types(task_id) == ["submitted", "queued", "started", "completed"] for task_id in task_ids)
     assert [scheduler.stop() for scheduler in schedulers] == [0, 0]
     await control.check()
+
+
+async def test_a_scheduler_killed_having_promoted_late_has_set_the_timer_of_the_wait(site: Site, control: Control) -> None:
+    """Nobody was there when the task became due, so the timer that came with the submission fires while it is not ready."""
+    task_id = await control.submit("chaos.quick", scheduled_at=datetime.now(UTC) + timedelta(seconds=0.1), queue_timeout_s=2.0)
+    await eventually(lambda: both_fired(control), timeout=60, what="its time and its wait are over")
+    doomed = await site.started("scheduler", failpoints="promote.after_append=kill")
+    assert doomed.wait() == -signal.SIGKILL
+    await control.until(lambda: control.types(task_id) == ["submitted", "queued"], "it was promoted")
+    await site.started("scheduler")
+    await control.until_ended(task_id)
+    queued, ended = control.events(task_id)[1:]
+    assert ended.data == TimedOut(reason="queue_timeout", after_s=2.0)
+    assert ended.time >= queued.time + timedelta(seconds=2)
+    assert ended.source == "scheduler", "by its timer; the reconciler does it seconds later"
+    await control.check()
+
+
+async def both_fired(control: Control) -> bool:
+    """Whether the timers of its time and of its wait have become hints."""
+    fired = await control.broker.js.stream_info(TIMERS, subjects_filter="due.>")
+    return sum((fired.state.subjects or {}).values()) == 2

@@ -171,8 +171,8 @@ async def test_timers_are_set_for_its_time_and_for_the_end_of_its_wait(
     slack = timedelta(seconds=START_BY_SLACK_S)
     assert await timers(own_nats_server.url) == {
         "tasks.later.due.1": now + HOUR,
-        "tasks.later.start_by.0": now + HOUR + timedelta(seconds=30) + slack,
-        "tasks.now.start_by.0": now + timedelta(seconds=600) + slack,
+        "tasks.later.start_by.1": now + HOUR + timedelta(seconds=30) + slack,
+        "tasks.now.start_by.1": now + timedelta(seconds=600) + slack,
     }
 
 
@@ -180,7 +180,7 @@ async def test_who_dies_before_the_event_leaves_only_timers_and_the_id_free(
     log: EventLog, submitter: Submitter, own_nats_server: NatsServer
 ) -> None:
     assert await killed_at("submit.before_append", own_nats_server.url, "t1") == -signal.SIGKILL
-    assert sorted(await timers(own_nats_server.url)) == ["tasks.t1.due.1", "tasks.t1.start_by.0"]
+    assert sorted(await timers(own_nats_server.url)) == ["tasks.t1.due.1", "tasks.t1.start_by.1"]
     assert (await read_task(log, "t1", fresh=True)).status is Status.ABSENT
 
     assert (await submitter.submit("t1", submission())).state.status is Status.PENDING
@@ -190,7 +190,7 @@ async def test_who_dies_after_the_event_has_made_the_task_and_its_timers(
     log: EventLog, submitter: Submitter, own_nats_server: NatsServer
 ) -> None:
     assert await killed_at("submit.after_append", own_nats_server.url, "t1") == -signal.SIGKILL
-    assert sorted(await timers(own_nats_server.url)) == ["tasks.t1.due.1", "tasks.t1.start_by.0"]
+    assert sorted(await timers(own_nats_server.url)) == ["tasks.t1.due.1", "tasks.t1.start_by.1"]
     assert (await read_task(log, "t1", fresh=True)).status is Status.SCHEDULED
     with pytest.raises(IllegalTransition):
         await submitter.submit("t1", submission())

@@ -31,6 +31,8 @@ from tests.support.poll import eventually
 
 SOON = timedelta(seconds=0.4)
 LATER = timedelta(hours=1)
+FAILURE = FailAttempt(1, ErrorInfo(type="ValueError", message="no"), 0.0, datetime.now(UTC))
+"""To be retried at once."""
 
 
 @pytest.fixture
@@ -80,8 +82,8 @@ def due(task_id: str, version: int = 1) -> Hint:
     return Hint("tasks", task_id, DUE, version)
 
 
-def start_by(task_id: str) -> Hint:
-    return Hint("tasks", task_id, START_BY)
+def start_by(task_id: str, version: int = 1) -> Hint:
+    return Hint("tasks", task_id, START_BY, version)
 
 
 async def fire(control: Control, hint: Hint) -> None:
@@ -152,6 +154,20 @@ async def test_doubled_hints_promote_once_even_with_two_promoters(control: Contr
         await until_spent(control)
         assert one.promoted + other.promoted == len(task_ids)
     assert all(control.types(task_id) == ["submitted", "queued"] for task_id in task_ids)
+
+
+async def test_doubled_hints_retry_once_even_with_two_promoters(control: Control) -> None:
+    task_ids = [await control.submit("chaos.quick", max_retries=1) for _ in range(5)]
+    for task_id in task_ids:
+        await handle(control.log, task_id, StartAttempt("w1", "host", "cpu"), source="worker.w1")
+        await handle(control.log, task_id, FAILURE, source="worker.w1")
+        for _ in range(4):
+            await fire(control, due(task_id, 3))
+    async with running(control) as one, running(control) as other:
+        await until_spent(control)
+        assert one.promoted + other.promoted == len(task_ids)
+    await control.until(lambda: all(promoted(control, task_id) for task_id in task_ids), "all are ready")
+    assert all(control.types(task_id) == ["submitted", "started", "retrying", "queued"] for task_id in task_ids)
 
 
 async def test_a_cancelled_task_stays_cancelled_when_its_time_comes(control: Control) -> None:
@@ -268,6 +284,51 @@ async def test_a_hint_about_a_wait_that_is_not_over_sets_the_timer_right(control
     assert ended.time >= submitted.time + timedelta(seconds=1)
 
 
+async def test_doubled_hints_about_a_wait_end_it_once_even_with_two_promoters(control: Control) -> None:
+    task_ids = [await control.submit("chaos.quick", queue_timeout_s=0.001) for _ in range(5)]
+    for task_id in task_ids * 3:
+        await fire(control, start_by(task_id))
+    async with running(control), running(control):
+        await control.until_ended(*task_ids)
+        for task_id in task_ids:
+            await fire(control, start_by(task_id))
+        await until_spent(control)
+    assert all(control.types(task_id) == ["submitted", "timed_out"] for task_id in task_ids)
+
+
+@pytest.mark.parametrize("paused", [False, True])
+async def test_a_hint_about_a_wait_that_has_not_begun_comes_again(control: Control, paused: bool) -> None:
+    """The task is about to be resumed, or to get a limit to its wait: the timer is there before the event is."""
+    task_id = await control.submit("chaos.quick")
+    if paused:
+        await handle(control.log, task_id, PauseTask("ada"), source="api")
+    timers, version = TaskTimers(control.log, source="scheduler"), 3 if paused else 2
+    assert not await timers.expire_wait(start_by(task_id, version))
+    assert await timers.expire_wait(start_by(task_id, version - 1)), "of no wait that is to come"
+
+
+async def test_a_hint_about_a_wait_that_is_refused_in_the_instant_before_it_begins_is_not_forgotten(
+    control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task_id = await control.submit("chaos.quick", queue_timeout_s=0.1)
+    await handle(control.log, task_id, PauseTask("ada"), source="api")
+
+    async def overtaken(*arguments: Any, **options: Any) -> Any:
+        try:
+            return await handle(*arguments, **options)
+        except Conflict:
+            await handle(control.log, task_id, ResumeTask("ada", now()), source="api")
+            raise
+
+    monkeypatch.setattr(task_timers, "handle", overtaken)
+    await control.broker.js.purge_stream(TIMERS)
+    assert await TaskTimers(control.log, source="scheduler").expire_wait(start_by(task_id, 3))
+    monkeypatch.undo()
+    async with running(control):
+        await control.until_ended(task_id)
+    assert control.types(task_id) == ["submitted", "paused", "queued", "timed_out"]
+
+
 async def test_the_hint_of_a_task_that_is_never_made_is_given_up(control: Control, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its submitter died between the timer and the event."""
     monkeypatch.setattr(module, "EARLY_DELAY_MAX_S", 0.01)
@@ -284,13 +345,12 @@ async def test_a_hint_that_is_refused_in_the_instant_before_its_event_comes_agai
     """The attempt was still running when its retry was asked for, and had failed when we looked why that was refused."""
     task_id = await control.submit("chaos.quick", max_retries=1)
     await handle(control.log, task_id, StartAttempt("w1", "host", "cpu"), source="worker.w1")
-    failure = FailAttempt(1, ErrorInfo(type="ValueError", message="no"), 0.0, now())
 
     async def overtaken(*arguments: Any, **options: Any) -> Any:
         try:
             return await handle(*arguments, **options)
         except Conflict:
-            await handle(control.log, task_id, failure, source="worker.w1")
+            await handle(control.log, task_id, FAILURE, source="worker.w1")
             raise
 
     monkeypatch.setattr(task_timers, "handle", overtaken)
