@@ -71,6 +71,7 @@ class TaskTimers:
 
     async def expire_wait(self, hint: Hint) -> bool:
         """A ready task was not started in time."""
+        failpoint("expire.before_append")
         try:
             handled = await handle(self._log, hint.id, ExpireQueueWait(self._time_of(hint)), source=self._source)
         except TaskNotFound:
@@ -79,6 +80,7 @@ class TaskTimers:
             return await self._wait_goes_on(hint, await read_task(self._log, hint.id, fresh=True))
         if handled.event is None:
             return await self._wait_goes_on(hint, handled.state)
+        failpoint("expire.after_append")
         return True
 
     async def _wait_goes_on(self, hint: Hint, task: Task) -> bool:

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "reliability.md").read_text()
 PLACES = (
     *("submit", "project", "attempt", "worker", "promote", "control", "queue", "clean", "erase", "lease", "gate", "schedule"),
-    *("workflow", "watch"),
+    *("workflow", "watch", "expire"),
 )
 """Where failpoints are: the first part of their names."""
 

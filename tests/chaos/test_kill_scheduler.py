@@ -1,15 +1,17 @@
-"""Schedulers that are killed while they make tasks ready."""
+"""Schedulers that are killed while they make tasks ready, or give up those that nobody starts."""
 
 from __future__ import annotations
 
 import signal
 from datetime import UTC, datetime, timedelta
 
+import orjson
 import pytest
 
-from eventq.events.subjects import TIMERS
+from eventq.events.subjects import TIMERS, due_subject
 from eventq.events.task import Status
 from eventq.events.task_events import TimedOut
+from eventq.events.timers import START_BY, Hint
 from tests.chaos.site import Control, Site
 from tests.support.poll import eventually
 
@@ -46,6 +48,41 @@ async def test_two_schedulers_beside_each_other_do_what_one_does(site: Site, con
     assert all(control.types(task_id) == ["submitted", "queued", "started", "completed"] for task_id in task_ids)
     assert [scheduler.stop() for scheduler in schedulers] == [0, 0]
     await control.check()
+
+
+@pytest.mark.parametrize(
+    ("step", "left"), [("expire.before_append", ["submitted"]), ("expire.after_append", ["submitted", "timed_out"])]
+)
+async def test_a_scheduler_killed_while_it_gives_a_task_up_gives_it_up_once(
+    site: Site, control: Control, step: str, left: list[str]
+) -> None:
+    doomed = await site.started("scheduler", failpoints=f"{step}=kill")
+    task_id = await control.submit("chaos.quick", queue_timeout_s=0.3)
+    assert doomed.wait() == -signal.SIGKILL
+    await control.until(lambda: control.types(task_id) == left, f"the log holds {left}")
+    await site.started("scheduler")
+    await control.until_ended(task_id)
+    await fire_again(control, Hint("tasks", task_id, START_BY, 1))
+    assert [event.data for event in control.events(task_id)[1:]] == [TimedOut(reason="queue_timeout", after_s=0.3)]
+    await control.check()
+
+
+async def fire_again(control: Control, hint: Hint) -> None:
+    """Deliver a hint that a dead scheduler had in hand, sooner than the broker does it; return once it is spent."""
+    before = await timers_left(control)
+    await control.broker.js.publish(due_subject(hint.tokens), orjson.dumps(hint))
+    await eventually(lambda: spent(control, before), timeout=60, what="the hint is spent")
+
+
+async def timers_left(control: Control) -> int:
+    """How many timers, pending or fired, the broker still has."""
+    facts = await control.broker.stream_facts(TIMERS)
+    assert facts is not None
+    return facts.messages
+
+
+async def spent(control: Control, before: int) -> bool:
+    return await timers_left(control) <= before
 
 
 async def test_a_scheduler_killed_having_promoted_late_has_set_the_timer_of_the_wait(site: Site, control: Control) -> None:
