@@ -1,15 +1,20 @@
-"""API processes killed on both sides of the append, and projectors killed in the middle of a batch."""
+"""API processes killed on both sides of the append and before a change, and projectors killed in the middle of a batch."""
 
 from __future__ import annotations
 
 import asyncio
 import signal
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
+from eventq.events.commands import PauseTask
 from eventq.events.errors import Unavailable
+from eventq.events.handle import handle, read_task
+from eventq.events.subjects import TIMER_CONSUMER, TIMERS
 from eventq.events.task import Status
+from eventq.events.task_events import TimedOut
 from eventq.projections.rebuild import verify
 from eventq.projections.store import Store
 from eventq.services.client import Client
@@ -69,6 +74,49 @@ async def test_an_api_killed_in_a_submission_leaves_a_whole_task_or_none(
         await until_shown(client, control)
     assert api.stop() == 0
     await check_projection(site, control)
+
+
+async def killed_in(site: Site, change: Callable[[Client], Awaitable[object]]) -> None:
+    """An API is killed when it has set the timers of what the change leads to, and has not stored that."""
+    doomed = await site.started("api", failpoints="control.before_append=kill")
+    async with await client_of(doomed) as client:
+        with pytest.raises(Unavailable):
+            await change(client)
+    assert doomed.wait() == -signal.SIGKILL
+
+
+async def test_an_api_killed_before_a_resumption_is_stored_leaves_the_task_paused(site: Site, control: Control) -> None:
+    task_id = await control.submit("chaos.quick")
+    before = (await handle(control.log, task_id, PauseTask("ada"), source="test")).state
+    await killed_in(site, lambda client: client.resume(task_id))
+    assert await read_task(control.log, task_id, fresh=True) == before
+    await site.workers(1)
+    async with await client_of(await site.started("api")) as client:
+        await client.resume(task_id)
+    await control.until_ended(task_id)
+    assert control.types(task_id) == ["submitted", "paused", "queued", "started", "completed"]
+    await control.check()
+
+
+async def test_an_api_killed_before_an_update_is_stored_leaves_a_timer_that_means_nothing(site: Site, control: Control) -> None:
+    await site.workers(1, queues="another")  # knows the task, and takes none
+    task_id = await control.submit("chaos.quick")
+    await killed_in(site, lambda client: client.update(task_id, {"queue_timeout_seconds": 0.2}))
+    await site.started("scheduler")
+    await eventually(lambda: hinted(control), timeout=60, what="the timer of the wait has fired, and was answered")
+    assert (await read_task(control.log, task_id, fresh=True)).version == 1
+    async with await client_of(await site.started("api")) as client:
+        await client.update(task_id, {"queue_timeout_seconds": 0.3})
+    await control.until_ended(task_id)
+    assert control.types(task_id) == ["submitted", "updated", "timed_out"]
+    assert control.events(task_id)[-1].data == TimedOut(reason="queue_timeout", after_s=0.3)
+    await control.check()
+
+
+async def hinted(control: Control) -> bool:
+    """Whether a hint was handed out and came again, so that the first time it was answered."""
+    info = await control.broker.js.consumer_info(TIMERS, TIMER_CONSUMER)
+    return bool(info.delivered and info.delivered.consumer_seq >= 2)
 
 
 @pytest.mark.parametrize("step", ["project.mid_batch", "project.before_commit", "project.after_commit"])
