@@ -90,10 +90,10 @@ class Site:
             await asyncio.to_thread(process.wait_ready)
 
     async def workers(
-        self, count: int, *, failpoints: str = "", stop_s: float | None = None, **settings: object
+        self, count: int, *, failpoints: str = "", bug: str = "", stop_s: float | None = None, **settings: object
     ) -> list[Process]:
         """Start several workers at once and wait until all are ready."""
-        processes = [self.start("worker", failpoints=failpoints, bug="", stop_s=stop_s, **settings) for _ in range(count)]
+        processes = [self.start("worker", failpoints=failpoints, bug=bug, stop_s=stop_s, **settings) for _ in range(count)]
         await self.ready(*processes)
         return processes
 
