@@ -131,11 +131,15 @@ class Execution:
         finally:
             self._time.pause()
             self._silence.pause()
-        if self.stop_reason is not None and not isinstance(outcome, Returned):
+        if self.stop_reason is not None and not self._is_its_own(outcome):
             return Stopped(self.stop_reason, tuple(self._steps))
         if isinstance(outcome, Stopped):
             return Raised(ErrorInfo(type="TaskCancelled", message="the function cancelled itself: nobody had asked it to stop"))
         return outcome
+
+    def _is_its_own(self, outcome: Outcome) -> bool:
+        """Whether the function came to it by itself: it returned, or raised before anything was done to stop it."""
+        return isinstance(outcome, Returned) or (isinstance(outcome, Raised) and not self._steps)
 
     def _on_silence(self) -> None:
         """What it said while others blocked the worker's loop is still to be read: listen once more before judging."""

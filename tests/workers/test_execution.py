@@ -1,20 +1,24 @@
-"""An attempt that has no child process yet can be stopped, and a child that cannot be had is a failure like any other."""
+"""An attempt that has no child process yet can be stopped, a child that cannot be had is a failure like any other, and what a
+function comes to by itself is told from what a stop makes of it."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from eventq.events.blobs import BlobStore
 from eventq.events.report import LogLine, Progress
 from eventq.workers.config import Isolation
 from eventq.workers.context import SpawnRequest
 from eventq.workers.devices import CPU
-from eventq.workers.execution import Execution
+from eventq.workers.execution import Execution, LoopHost
+from eventq.workers.inputs import Inputs
 from eventq.workers.outcome import Raised, Stopped, StopReason
 from eventq.workers.processes import Child, ChildPool
-from eventq.workers.registry import TaskFunction, load_modules
+from eventq.workers.registry import Registry, TaskFunction, load_modules
 from tests.chaos.site import TASKS
 
 
@@ -81,3 +85,44 @@ async def test_a_child_that_cannot_be_had_is_a_failure_that_may_be_retried(
         outcome = await execution(function).run([], {}, pool)
         assert isinstance(outcome, Raised)
         assert (outcome.error.type, outcome.retryable) == (type(error).__name__, True)
+
+
+@pytest.fixture
+def loop_host(tmp_path: Path) -> LoopHost:
+    blobs = BlobStore.open(tmp_path / "blobs")
+    return LoopHost(blobs, Inputs(blobs, (), ()))
+
+
+@pytest.mark.parametrize("reason", StopReason)
+async def test_an_error_of_the_function_s_own_in_the_instant_of_a_stop_is_its_outcome(
+    loop_host: LoopHost, reason: StopReason
+) -> None:
+    registry = Registry()
+
+    @registry.task(name="fails")
+    async def fails() -> None:
+        attempt.stop(reason)  # from elsewhere, before anybody saw what follows
+        raise ValueError("its own")
+
+    attempt = execution(registry.get("fails"))
+    outcome = await attempt.run([], {}, loop_host)
+    assert isinstance(outcome, Raised)
+    assert (outcome.error.type, outcome.error.message) == ("ValueError", "its own")
+
+
+async def test_an_error_that_the_stop_led_to_is_no_failure(loop_host: LoopHost) -> None:
+    registry, entered = Registry(), asyncio.Event()
+
+    @registry.task(name="fails")
+    async def fails() -> None:
+        try:
+            entered.set()
+            await asyncio.Event().wait()
+        finally:
+            raise ValueError("could not clean up")
+
+    attempt = execution(registry.get("fails"))
+    running = asyncio.create_task(attempt.run([], {}, loop_host))
+    await entered.wait()
+    attempt.stop(StopReason.PAUSED)
+    assert await running == Stopped(StopReason.PAUSED, ("asked",))
