@@ -107,12 +107,25 @@ def gate_plain(context: Context, path: str) -> dict[str, Any]:
     return done(context)
 
 
-@task(name="chaos.block_loop")
-async def block_loop(context: Context, path: str) -> dict[str, Any]:
-    """Blocks the worker's event loop itself until the gate opens: what one must not do, and people do."""
+@task(name="chaos.block_loop", retry=AT_ONCE)
+async def block_loop(context: Context, path: str, then_wait: bool = False) -> dict[str, Any]:
+    """Blocks the worker's event loop itself until the gate opens: what one must not do, and people do. The first attempt may
+    wait for ever afterwards."""
     with witnessed(context):
         while not opened(path):
             time.sleep(POLL_S)
+        if then_wait and context.attempt == 1:
+            await asyncio.sleep(3600)
+    return done(context)
+
+
+@task(name="chaos.beat")
+async def beat(context: Context, path: str) -> dict[str, Any]:
+    """Gives signs of life until the gate opens."""
+    with witnessed(context):
+        while not opened(path):
+            context.heartbeat()
+            await asyncio.sleep(POLL_S)
     return done(context)
 
 

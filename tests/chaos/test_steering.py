@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from eventq.events.commands import CancelTask, Command, PauseTask, ResumeTask
-from eventq.events.handle import handle
+from eventq.events.handle import handle, handle_any
 from eventq.events.task import Status, Task
 from eventq.events.task_events import Cancelled, Completed, Paused, Retrying
+from eventq.events.worker import WORKERS, DrainWorker
 from eventq.services.task_timers import utc_now
-from tests.chaos.site import Control, Site
+from tests.chaos.site import LEASE_S, Control, Site
 from tests.support.poll import eventually
 from tests.support.processes import dead
 
@@ -209,3 +210,100 @@ async def test_a_silent_attempt_is_stopped_and_one_that_gives_signs_of_life_is_n
     assert (retried.reason, retried.error.type) == ("heartbeat_timeout", "HeartbeatTimeout")
     assert retried.steps[0] == "asked"
     assert (control.status(task_id), control.task(task_id).attempt) == (Status.COMPLETED, 2)
+
+
+# Blocked event loops
+
+
+async def test_silence_that_a_blocked_loop_kept_from_being_noticed_is_no_silence(site: Site, control: Control) -> None:
+    """Nothing can stop a coroutine that blocks. One that returns has a result; those beside it gave their signs unheard."""
+    blocking_gate, gate = site.gate("blocking"), site.gate()
+    await site.workers(1)
+    await site.workers(1, queues="another")
+    beside = await control.submit("chaos.beat", str(gate), heartbeat_timeout_s=0.5)
+    await control.until_entered(beside)
+    blocking = await control.submit("chaos.block_loop", str(blocking_gate), heartbeat_timeout_s=0.1)
+    await control.until_entered(blocking)
+    await control.run("chaos.work", 1.0, queue="another")  # both have said nothing for much longer than they may
+    blocking_gate.touch()
+    await control.until_ended(blocking)
+    await control.run("chaos.work", 1.0)  # by then it would have been judged
+    gate.touch()
+    await control.until_ended(beside)
+    for task_id in (blocking, beside):
+        assert control.types(task_id) == ["submitted", "started", "completed"]
+    await control.check()
+
+
+async def test_an_attempt_that_is_silent_after_it_blocked_the_loop_is_stopped(site: Site, control: Control) -> None:
+    await site.started("scheduler")
+    await site.workers(1)
+    task_id = await control.submit("chaos.block_loop", str(site.gate()), True, heartbeat_timeout_s=0.1, max_retries=1)
+    await control.until_entered(task_id)
+    site.gate().touch()
+    await control.until_ended(task_id)
+    retried = control.events(task_id)[2].data
+    assert isinstance(retried, Retrying)
+    assert (retried.reason, control.status(task_id)) == ("heartbeat_timeout", Status.COMPLETED)
+    await control.check()
+
+
+# Pauses that their workers do not confirm, or confirm in another way
+
+
+async def test_a_pause_that_a_blocked_worker_does_not_hear_of_waits_and_a_result_goes_before(
+    site: Site, control: Control
+) -> None:
+    await site.workers(2)
+    task_id = await control.submit("chaos.block_loop", str(site.gate()))
+    await control.until_entered(task_id)
+    await command(control, task_id, PauseTask("ada"))
+    for _ in range(3):  # a whole lease each
+        await control.run("chaos.work", LEASE_S)
+    assert (control.status(task_id), control.task(task_id).pause_requested_by) == (Status.RUNNING, "ada")
+    site.gate().touch()
+    await control.until_ended(task_id)
+    assert control.types(task_id) == ["submitted", "started", "pause_requested", "completed"]
+    await control.check()
+
+
+async def test_a_pause_whose_worker_dies_unconfirmed_is_kept_by_who_finds_the_attempt_lost(
+    site: Site, control: Control
+) -> None:
+    doomed = await site.started("worker")
+    task_id = await control.submit("chaos.block_loop", str(site.gate()))
+    await control.until_entered(task_id)
+    await command(control, task_id, PauseTask("ada", "lunch"))
+    doomed.kill()
+    await site.workers(1)
+    await control.until(lambda: control.status(task_id) is Status.PAUSED, "the pause is kept")
+    task = control.task(task_id)
+    assert (task.frozen, task.losses, task.pause_requested_by, task.pause_reason) == (False, 1, "ada", "lunch")
+    site.gate().touch()
+    await control.run("chaos.quick")
+    assert control.types(task_id)[2:] == ["pause_requested", "paused"], "it waits for who resumes it"
+    await command(control, task_id, ResumeTask("ada", utc_now()))
+    await control.until_ended(task_id)
+    assert (control.status(task_id), control.task(task_id).attempt) == (Status.COMPLETED, 2)
+    await control.check()
+
+
+@pytest.mark.parametrize("kind", ["chaos.gate", "chaos.gate_plain"])
+async def test_a_draining_worker_ends_an_attempt_for_a_pause_and_drains(site: Site, control: Control, kind: str) -> None:
+    """It lets what runs take as long as it needs: an attempt that stood still in it would keep it for ever."""
+    worker = await site.started("worker", stop_s=0.2)
+    task_id = await control.submit(kind, str(site.gate()))
+    worker_id = await control.worker_of(task_id)
+    await control.until_entered(task_id)
+    await handle_any(control.log, WORKERS, worker_id, DrainWorker("test"), source="test")
+    await eventually(lambda: worker.logged("worker.draining"), timeout=60, what="the worker drains")
+    assert worker.running, "it waits for its attempt"
+    await command(control, task_id, PauseTask("ada"))
+    assert worker.wait() == 0
+    await control.until(lambda: control.status(task_id) is Status.PAUSED, "the task is paused")
+    assert (control.task(task_id).frozen, control.task(task_id).losses) == (False, 0)
+    await site.workers(1)
+    await command(control, task_id, ResumeTask("ada", utc_now()))
+    await control.until_ended(task_id)
+    assert control.types(task_id) == ["submitted", "started", "pause_requested", "paused", "queued", "started", "completed"]
+    await control.check()

@@ -260,6 +260,20 @@ def test_what_can_be_told_without_missing_results_is_told_where_no_more_can_be_h
     assert plan(world.run, {}, NOON, enough=True).missing == (Wanted("a", False),), "nothing can be told without"
 
 
+def test_a_signal_that_comes_too_late_starts_nothing_again() -> None:
+    world = World([Node(name="s", kind="signal", signal="paid"), step("a", "s"), Node(name="ok", kind="approval")])
+    world.command(SignalWorkflow("paid", 1, "ada"))
+    world.go()
+    world.command(SignalWorkflow("paid", 2, "ada"))
+    world.go()
+    assert (world.started, world.statuses()) == (["a"], {"s": "COMPLETED", "a": "COMPLETED", "ok": "WAITING"})
+    world.command(CancelWorkflow("ada"))
+    world.go()
+    assert world.run.state.status is WorkflowStatus.CANCELLED
+    with pytest.raises(IllegalTransition):
+        world.command(SignalWorkflow("paid", 3, "ada"))
+
+
 def test_waits_and_workflows_time_out() -> None:
     world = World([Node(name="ok", kind="approval", timeout_s=60)])
     world.settle()

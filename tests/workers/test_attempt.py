@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from eventq.events.blobs import BlobStore
-from eventq.events.commands import CompleteAttempt, StartAttempt
+from eventq.events.commands import CompleteAttempt, ExpireLease, PauseTask, ResumeTask, StartAttempt
 from eventq.events.data import BlobRef
 from eventq.events.envelope import decode
 from eventq.events.errors import LogUnavailable, Unavailable
@@ -21,17 +21,19 @@ from eventq.events.subjects import EVENTS, work_consumer
 from eventq.events.submitter import Submitter
 from eventq.events.task import Status, Task
 from eventq.events.task_events import Completed, Failed, Queued
+from eventq.services.task_timers import utc_now
 from eventq.workers.acks import Acks
 from eventq.workers.attempt import Attempt, Workshop
 from eventq.workers.config import Isolation
+from eventq.workers.devices import CPU
 from eventq.workers.execution import LoopHost
 from eventq.workers.inputs import Inputs
 from eventq.workers.outcome import StopReason
 from eventq.workers.processes import ChildPool
 from eventq.workers.puller import Delivery
-from eventq.workers.registry import Registry
+from eventq.workers.registry import Registry, load_modules
 from eventq.workers.spawning import Spawner
-from tests.chaos.site import LEASE_S, ROUTE, Control, Site
+from tests.chaos.site import LEASE_S, ROUTE, TASKS, Control, Site
 from tests.support.nats import NatsServer
 
 US, OTHERS = "worker-1", "worker-2"
@@ -200,6 +202,56 @@ async def test_an_attempt_stopped_before_it_began_never_completes(bench: Bench) 
     await attempt.run()
     await bench.control.until(lambda: len(bench.control.types(task_id)) >= 3, "it is reported")
     assert bench.control.types(task_id)[-1] in {"queued", "completed"}
+
+
+# Signals
+
+
+async def test_a_signal_that_was_meant_for_an_earlier_attempt_is_ignored(bench: Bench) -> None:
+    task_id = await bench.control.submit("run")
+    first = await bench.attempt()
+    await bench.write(task_id, StartAttempt(OTHERS, "host", "cpu"))
+    await bench.write(task_id, PauseTask("ada"))
+    await bench.write(task_id, ResumeTask("ada", utc_now()))
+    await bench.write(task_id, ExpireLease(1))
+    await first.run()  # its item is spent
+    second = await bench.attempt()
+    await second.steer("pause_requested", 3)
+    await second.run()
+    await bench.control.until_ended(task_id)
+    types = ["submitted", "started", "pause_requested", "resumed", "queued", "started", "completed"]
+    assert bench.control.types(task_id) == types
+
+
+async def test_signals_that_are_read_twice_count_once(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or more often, and late: what a newer one said since stays."""
+    monkeypatch.setenv("WITNESS", str(bench.control.site.witness))
+    isolation = Isolation(modules=(str(TASKS),), blob_url=(tmp_path / "blobs").as_uri())
+    shop = replace(bench.shop, registry=load_modules(isolation.modules), children=ChildPool(isolation, [CPU]))
+    task_id = await bench.control.submit("chaos.gate_plain", str(bench.control.site.gate()))
+    attempt = Attempt(await bench.take(), shop)
+    running = asyncio.create_task(attempt.run())
+    await bench.control.until_entered(task_id)
+    await bench.write(task_id, PauseTask("ada"))
+    for _ in range(2):
+        await attempt.steer("pause_requested", 3)
+        assert attempt.frozen
+    await bench.write(task_id, ResumeTask("ada", utc_now()))
+    for signal, version in (("resumed", 5), ("resumed", 5), ("pause_requested", 3)):
+        await attempt.steer(signal, version)
+        assert not attempt.frozen
+    await bench.write(task_id, PauseTask("ada"))
+    for signal, version in (("pause_requested", 6), ("resumed", 5), ("pause_requested", 6)):
+        await attempt.steer(signal, version)
+        assert attempt.frozen
+    await bench.control.cancel(task_id)
+    for _ in range(2):
+        await attempt.steer("cancel_requested", 8)
+    await running
+    await shop.children.close()
+    await bench.control.until_ended(task_id)
+    steered = ["pause_requested", "paused", "resumed", "pause_requested", "paused", "cancel_requested"]
+    assert bench.control.types(task_id) == ["submitted", "started", *steered, "cancelled"]
 
 
 class Unanswered(EventLog):
