@@ -1,0 +1,83 @@
+"""What others write into a worker's history is obeyed once, however often it is read."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from eventq.events.ending import end
+from eventq.events.handle import handle_any
+from eventq.events.subjects import EVENTS
+from eventq.events.worker import WORKERS, LoseWorker, PauseWorker, ResumeWorker, Worker, WorkerCommand, WorkerStatus
+from eventq.events.worker_events import WorkerRegistered
+from eventq.workers.membership import Membership
+from tests.chaos.site import Control, Site
+from tests.support.nats import NatsServer
+from tests.support.poll import eventually
+
+US = "worker-1"
+REGISTRATION = WorkerRegistered(hostname="host", pid=1, pool="cpu", queues=[], capacity=4, devices=["cpu"], tasks=[])
+ACTIVE, PAUSED = WorkerStatus.ACTIVE, WorkerStatus.PAUSED
+
+
+@pytest.fixture
+async def control(own_nats_server: NatsServer, tmp_path: Path) -> AsyncIterator[Control]:
+    async with await Control.open(Site(own_nats_server, tmp_path)) as control:
+        yield control
+
+
+class Obedient:
+    """A worker that writes down what it was told, and reads all of its history twice."""
+
+    def __init__(self, control: Control) -> None:
+        self.told: list[WorkerStatus] = []
+        self.lost = 0
+        self.control = control
+        self.membership = Membership(
+            control.log, US, registration=lambda: REGISTRATION, on_change=self._obey, on_lost=self._give_up
+        )
+        self._following: list[asyncio.Task[None]] = []
+
+    def _obey(self, state: Worker) -> None:
+        self.told.append(state.status)
+
+    def _give_up(self) -> None:
+        self.lost += 1
+
+    async def begin(self) -> None:
+        facts = await self.control.broker.stream_facts(EVENTS)
+        assert facts is not None
+        await self.membership.register()
+        self._following = [asyncio.create_task(self.membership.follow(facts.last)) for _ in range(2)]
+
+    async def hear(self, command: WorkerCommand) -> None:
+        """Write the command, and wait until it was obeyed once."""
+        before = len(self.told)
+        await handle_any(self.control.log, WORKERS, US, command, source="test")
+        await eventually(lambda: len(self.told) > before, what=f"{command} is obeyed")
+
+    async def stop(self) -> None:
+        await end(*self._following)
+
+
+@pytest.fixture
+async def worker(control: Control) -> AsyncIterator[Obedient]:
+    worker = Obedient(control)
+    await worker.begin()
+    yield worker
+    await worker.stop()
+
+
+async def test_a_command_that_is_read_twice_is_obeyed_once(worker: Obedient) -> None:
+    for command in (PauseWorker("ada"), ResumeWorker("ada"), PauseWorker("ada")):
+        await worker.hear(command)
+    assert worker.told == [PAUSED, ACTIVE, PAUSED]
+
+
+async def test_a_worker_that_reads_twice_that_it_is_lost_comes_back_once(worker: Obedient) -> None:
+    await worker.hear(LoseWorker(worker.membership.state.version, "disconnected", ()))
+    await worker.hear(PauseWorker("ada"))
+    assert (worker.told, worker.lost) == ([ACTIVE, PAUSED], 1)
