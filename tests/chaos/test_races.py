@@ -81,14 +81,15 @@ async def steer(control: Control, task_id: str, rng: random.Random) -> None:
 
 def any_work(rng: random.Random) -> tuple[str, list[object], dict[str, Any]]:
     """A task, its arguments and its options: an instant of work, or some that may meet its limits."""
+    waits = {"queue_timeout_s": rng.choice((None, None, rng.uniform(0.1, 2.0)))}
     if rng.random() < 0.2:
-        return "chaos.quick", [], {}
+        return "chaos.quick", [], waits
     limits = {
         "timeout_s": rng.choice((None, rng.uniform(0.02, 0.3))),
         "heartbeat_timeout_s": rng.choice((None, rng.uniform(0.01, 0.1))),
         "max_retries": rng.randint(0, 1),
     }
-    return rng.choice(("chaos.work", "chaos.work_plain")), [rng.random() * 0.4], limits
+    return rng.choice(("chaos.work", "chaos.work_plain")), [rng.random() * 0.4], waits | limits
 
 
 async def race(control: Control, rng: random.Random) -> None:
@@ -127,7 +128,7 @@ def met(control: Control) -> Counter[str]:
 
 
 EXPECTED = {
-    *("COMPLETED", "CANCELLED", "TIMED_OUT", "execution_timeout", "heartbeat_timeout", "lease expired"),
+    *("COMPLETED", "CANCELLED", "TIMED_OUT", "execution_timeout", "heartbeat_timeout", "queue_timeout", "lease expired"),
     *("cancel_requested", "pause_requested", "paused", "resumed", "updated"),
 }
 
