@@ -32,6 +32,7 @@ from weakref import WeakValueDictionary
 import orjson
 import structlog
 
+from eventq.events.attempt_end import end_attempt
 from eventq.events.blob_keys import output_key
 from eventq.events.commands import (
     Command,
@@ -54,7 +55,7 @@ from eventq.events.task_events import Submitted
 from eventq.events.worker import LIVING, Worker, WorkerStatus
 from eventq.services.api import Api
 from eventq.services.api_workers import held_by, http_worker
-from eventq.services.attempt_ends import draw_retry_s, end_attempt, submission_of
+from eventq.services.attempt_ends import draw_retry_s, submission_of
 from eventq.services.worker_models import LeasedTask
 from eventq.workers.puller import Delivery, Puller
 

@@ -35,6 +35,7 @@ import structlog
 from nats.aio.msg import Msg
 from nats.js.errors import APIError
 
+from eventq.events.attempt_end import end_attempt
 from eventq.events.bootstrap import PRESENCE_TTL_S
 from eventq.events.broker import Broker
 from eventq.events.commands import Command, ExpireLease, InterruptAttempt, TimeOutAttempt, TimeoutReason
@@ -48,7 +49,7 @@ from eventq.events.retry import RetryPolicy
 from eventq.events.subjects import DISCONNECTS
 from eventq.events.task import HOLDING, Task, from_summary, timeout_error
 from eventq.events.worker import LIVING, WORKERS, LoseWorker, Worker
-from eventq.services.attempt_ends import draw_retry_s, end_attempt, submission_of
+from eventq.services.attempt_ends import draw_retry_s, submission_of
 from eventq.services.follower import Fact, Follower
 
 log = structlog.get_logger("eventq.worker_watch")

@@ -29,12 +29,13 @@ import random
 import socket
 import time
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import orjson
 import structlog
 
+from eventq.events.attempt_end import end_attempt
 from eventq.events.blob_keys import output_key
 from eventq.events.blobs import BlobStore
 from eventq.events.commands import (
@@ -69,7 +70,6 @@ from eventq.events.presence import present
 from eventq.events.retry import RetryPolicy, retry_in_s
 from eventq.events.task import TASKS, Status, Task, decide, from_summary, timeout_error
 from eventq.events.task_events import Submitted, Updated
-from eventq.events.timers import DUE, Hint, set_timer
 from eventq.workers.acks import Acks
 from eventq.workers.context import SpawnRequest
 from eventq.workers.execution import Execution, LoopHost
@@ -393,14 +393,14 @@ class Attempt:
         """Try for a while where the broker is away: work that is done should not be done again for a restart's sake."""
         for pause_s in REPORT_PAUSES_S:
             try:
-                return await self._append_outcome(command)
+                return await self._end(command)
             except Unavailable as error:
                 log.warning("attempt.outcome_waits", task_id=self.task_id, code=error.code, error=error.detail)
                 await asyncio.sleep(pause_s)
             # The unanswered append may have landed after all.
             if (stored := await self._outcome_in_log()) is not None:
                 return stored
-        return await self._append_outcome(command)
+        return await self._end(command)
 
     async def _outcome_in_log(self) -> Handled[Task] | None:
         try:
@@ -412,19 +412,9 @@ class Attempt:
         task = from_summary(stored.event.state)
         return None if task.in_hand else Handled(task, stored.event, stored.position)  # else only that it stands still
 
-    async def _append_outcome(self, command: Command) -> Handled[Task]:
-        """Set the timer first where the outcome may be a retry: dying in between leaves a timer that fires for nothing."""
-        due_at = _due_at(command) if self.task.failures < self.task.max_retries else None
-        if due_at is not None:
-            await set_timer(self._shop.log.broker, Hint("tasks", self.task_id, DUE, self.task.version + 1), due_at)
-        handled = await handle(
-            self._shop.log, self.task_id, command, source=self._shop.source, trace=self._trace, task=self.task
-        )
-        if handled.state.due_at is not None and handled.state.version != self.task.version + 1:
-            await set_timer(
-                self._shop.log.broker, Hint("tasks", self.task_id, DUE, handled.state.version), handled.state.due_at
-            )
-        return handled
+    async def _end(self, command: Command) -> Handled[Task]:
+        shop = self._shop
+        return await end_attempt(shop.log, self.task_id, command, source=shop.source, task=self.task, trace=self._trace)
 
     async def _command(self, outcome: Outcome, function: TaskFunction, duration_s: float) -> Command:
         attempt, now = self.task.attempt, datetime.now(UTC)
@@ -508,9 +498,3 @@ class Attempt:
             counts.failed += 1
         else:
             counts.stopped += 1
-
-
-def _due_at(command: Command) -> datetime | None:
-    if isinstance(command, FailAttempt | TimeOutAttempt) and command.retry_in_s is not None:
-        return command.now + timedelta(seconds=command.retry_in_s)
-    return None
