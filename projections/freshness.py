@@ -7,12 +7,15 @@ honest "not yet" instead of a stale row.
 Lives in the event loop; the projector calls :meth:`Freshness.applied` after each commit. Memory is bounded: of versions the
 newest ``RECENT_MAX`` are remembered (for others the tables are asked), of own writes the newest ``OWN_WRITES_MAX``. Dropping
 the oldest own write is safe: it stands in the log before the newer ones that are still waited for.
+
+What is noted as written may have been applied long before: a command that was fulfilled already answers the version that it
+found, and so does a duplicate. No commit will ever tell of that version again, so the tables are asked for it.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from heapq import heappop, heappush
 from itertools import count, islice
 
@@ -21,8 +24,11 @@ from eventq.events.errors import Damaged, ProjectionLagging
 RECENT_MAX = 50_000
 OWN_WRITES_MAX = 100_000
 
-VersionLookup = Callable[[str], Awaitable[int]]
-"""The version of a task in the tables, 0 where there is none."""
+LOOK_AFTER_S = 0.1
+"""An own write that no commit has told of for so long may be an old one: the tables are asked."""
+
+VersionLookup = Callable[[Sequence[str]], Awaitable[Mapping[str, int]]]
+"""The versions in the tables, of those that stand there."""
 
 
 class Freshness:
@@ -38,6 +44,7 @@ class Freshness:
         self._serial = count(1)
         self._own: dict[str, list[tuple[int, int]]] = {}
         self._outstanding: dict[int, str] = {}
+        self._looked_up = 0
         self._position_waiters: list[tuple[int, int, asyncio.Future[None]]] = []
         self._version_waiters: dict[str, list[tuple[int, asyncio.Future[None]]]] = {}
         self._own_waiters: list[tuple[int, int, asyncio.Future[None]]] = []
@@ -68,6 +75,7 @@ class Freshness:
         """The projector goes on, perhaps over a new file: what was known of versions is forgotten."""
         self.halted = None
         self._recent.clear()
+        self._looked_up = 0
 
     def note_write(self, task_id: str, version: int) -> None:
         """This process had ``version`` of ``task_id`` accepted by the log."""
@@ -95,8 +103,10 @@ class Freshness:
         waiters = self._version_waiters.setdefault(task_id, [])
         waiters.append((version, future))
         try:
-            if task_id not in self._recent and self.lookup is not None and await self.lookup(task_id) >= version:
-                return
+            if task_id not in self._recent and self.lookup is not None:
+                found = await self.lookup([task_id])
+                if found.get(task_id, 0) >= version:
+                    return
             await self._wait(future, timeout_s, f"version {version} of {task_id}", task_id=task_id, version=version)
         finally:
             waiters.remove((version, future))
@@ -110,7 +120,29 @@ class Freshness:
         newest = next(reversed(self._outstanding))
         future = self._future()
         heappush(self._own_waiters, (newest, next(self._serial), future))
-        await self._wait(future, timeout_s, "this process's own writes")
+        try:
+            await asyncio.wait((future,), timeout=min(timeout_s, LOOK_AFTER_S))
+            if not future.done():
+                await self._look_up()
+            await self._wait(future, timeout_s, "this process's own writes")
+        finally:
+            future.cancel()
+
+    async def _look_up(self) -> None:
+        """Settle what the tables hold already. Each note is asked for once: what they do not hold, a commit will tell of."""
+        asked = [serial for serial in self._outstanding if serial > self._looked_up]
+        if self.lookup is None or not asked:
+            return
+        before, self._looked_up = self._looked_up, asked[-1]
+        try:
+            found = await self.lookup(sorted({self._outstanding[serial] for serial in asked}))
+        except BaseException:
+            self._looked_up = min(self._looked_up, before)
+            raise
+        for task_id, version in found.items():
+            if task_id in self._own:
+                self._settle(task_id, version)
+        _wake(self._own_waiters, self._settled())
 
     def _future(self) -> asyncio.Future[None]:
         if self.halted is not None:

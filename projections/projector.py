@@ -12,7 +12,7 @@ last good state, fold nothing until an operator decided. *The file is damaged*: 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
@@ -27,7 +27,7 @@ from eventq.projections.applier import Applier
 from eventq.projections.freshness import Freshness
 from eventq.projections.inflow import Inflow
 from eventq.projections.log_check import check_events, check_progress, first_checkpoint
-from eventq.projections.queries import version_of
+from eventq.projections.queries import versions_of
 from eventq.projections.store import ProjectionDamaged, Rebuild, Store
 from eventq.projections.tombstones import Tombstones
 
@@ -44,7 +44,7 @@ class Projector:
         self.store = store
         self.broker = broker
         self.freshness = freshness or Freshness()
-        self.freshness.lookup = self._version_of
+        self.freshness.lookup = self._versions_of
         self.halted: Damaged | None = None
         """Why the projector stopped folding; ``None`` while it runs. Reads go on from the last good state."""
         self.erased = asyncio.Event()
@@ -101,6 +101,7 @@ class Projector:
         """Make a rebuilt file the current one and go on from its checkpoint. Call it inside :meth:`paused`."""
         await self.in_writer(lambda: self.store.replace(rebuilt))
         self._applier = await self.in_writer(lambda: Applier(self.store))
+        self.freshness.resume()  # the file may hold more than was told of
         self._tell(self._applier, {})
         if self.halted is not None:
             self.resume()
@@ -158,8 +159,8 @@ class Projector:
         await self.in_writer(lambda: applier.begin(PROGRESS, progress))
         return True
 
-    async def _version_of(self, task_id: str) -> int:
-        return await asyncio.to_thread(version_of, self.store, task_id)
+    async def _versions_of(self, keys: Sequence[str]) -> dict[str, int]:
+        return await asyncio.to_thread(versions_of, self.store, keys)
 
     def _halt(self, error: Damaged) -> None:
         log.error("projector.halted", code=error.code, reason=error.detail, **error.fields)

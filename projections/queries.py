@@ -24,7 +24,7 @@ from eventq.events.errors import InvalidInput
 from eventq.events.schedule import ScheduleStatus
 from eventq.events.worker_events import TaskDeclaration
 from eventq.events.workflow import WorkflowStatus
-from eventq.projections.fold import fold
+from eventq.projections.fold import fold, version_key
 from eventq.projections.queue_queries import LineFacts, QueuePage, line_facts, queue_page
 from eventq.projections.rows import (
     AttemptRow,
@@ -42,7 +42,7 @@ from eventq.projections.rows import (
 )
 from eventq.projections.schedule_queries import SchedulePage, ScheduleRow, get_schedule, list_schedules
 from eventq.projections.store import Snapshot, Store
-from eventq.projections.tables import naive
+from eventq.projections.tables import TABLE_OF, naive
 from eventq.projections.workflow_queries import (
     NodeTask,
     WorkflowPage,
@@ -240,10 +240,6 @@ class Queries:
         """The position in EVENTS up to which the tables are the fold of the log."""
         return await self._read(lambda snapshot: snapshot.position)
 
-    async def version_of(self, task_id: str) -> int:
-        """The task's version in the tables, 0 where there is none."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, version_of, self._store, task_id)
-
     async def _read(self, question: Callable[[Snapshot], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._ask, question)
 
@@ -252,11 +248,19 @@ class Queries:
             return question(snapshot)
 
 
-def version_of(store: Store, task_id: str) -> int:
-    """The task's version in the tables, 0 where there is none. Blocks: for a thread."""
+def versions_of(store: Store, keys: Sequence[str]) -> dict[str, int]:
+    """The versions in the tables by their keys (see ``version_key``), of those that stand there. Blocks: for a thread."""
+    ids: dict[str, list[str]] = {}
+    for key in keys:
+        kind, dot, aggregate_id = key.rpartition(".")
+        ids.setdefault(kind if dot else "tasks", []).append(aggregate_id)
+    found: dict[str, int] = {}
     with store.read() as snapshot:
-        rows = snapshot.rows(_SQL["version_of"], {"task_id": task_id})
-    return int(rows[0][0]) if rows else 0
+        for kind, wanted in ids.items():
+            table, column = ("tasks", "task_id") if kind == "tasks" else (TABLE_OF[kind].name, TABLE_OF[kind].id_column)
+            rows = snapshot.rows(f"SELECT {column}, version FROM {table} WHERE {column} IN (SELECT unnest($1))", [wanted])
+            found |= {version_key(kind, aggregate_id): version for aggregate_id, version in rows}
+    return found
 
 
 def _get_task(snapshot: Snapshot, task_id: str) -> TaskRow | None:

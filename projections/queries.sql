@@ -9,9 +9,6 @@ SELECT * FROM task_progress WHERE task_id IN (SELECT unnest($task_ids));
 -- name: subtasks
 SELECT task_id FROM tasks WHERE parent_task_id = $task_id AND created_position <= $as_of ORDER BY created_position LIMIT 1000;
 
--- name: version_of
-SELECT version FROM tasks WHERE task_id = $task_id;
-
 -- name: events_of
 -- The range of positions lets DuckDB skip all row groups outside the task's life.
 SELECT position, aggregate_id, version, type, time, attempt, source, event_id, previous,

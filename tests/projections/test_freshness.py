@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 import pytest
@@ -84,13 +84,49 @@ async def test_a_write_noted_after_it_was_applied_is_not_waited_for() -> None:
 async def test_the_tables_are_asked_about_tasks_that_were_not_touched_of_late() -> None:
     freshness = Freshness()
 
-    async def in_tables(task_id: str) -> int:
-        return {"old": 3}.get(task_id, 0)
+    async def in_tables(_: Sequence[str]) -> dict[str, int]:
+        return {"old": 3}
 
     freshness.lookup = in_tables
     await freshness.wait_for_version("old", 3, 0)
     with pytest.raises(ProjectionLagging):
         await freshness.wait_for_version("old", 4, 0)
+
+
+async def test_a_noted_version_that_was_applied_long_ago_is_not_waited_for() -> None:
+    freshness = Freshness()
+    asked: list[list[str]] = []
+
+    async def in_tables(keys: Sequence[str]) -> dict[str, int]:
+        asked.append([*keys])
+        return {"old": 3}
+
+    freshness.lookup = in_tables
+    freshness.note_write("old", 3)
+    await freshness.wait_own_writes(WAIT_S)
+    freshness.note_write("new", 1)
+    for _ in range(2):
+        with pytest.raises(ProjectionLagging):
+            await freshness.wait_own_writes(SOON_S)
+    assert asked == [["old"], ["new"]]
+    freshness.applied(9, 0, {"new": 1})
+    await freshness.wait_own_writes(0)
+
+
+async def test_over_a_new_file_the_tables_are_asked_again() -> None:
+    freshness = Freshness()
+    tables: dict[str, int] = {}
+
+    async def in_tables(_: Sequence[str]) -> dict[str, int]:
+        return tables
+
+    freshness.lookup = in_tables
+    freshness.note_write("t1", 1)
+    with pytest.raises(ProjectionLagging):
+        await freshness.wait_own_writes(SOON_S)
+    tables["t1"] = 1
+    freshness.resume()
+    await freshness.wait_own_writes(WAIT_S)
 
 
 async def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

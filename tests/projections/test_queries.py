@@ -11,7 +11,7 @@ from eventq.events.errors import InvalidInput
 from eventq.events.report import Log, LogLine, Progress
 from eventq.events.task import Status
 from eventq.events.task_events import CancelRequested, Completed, Retrying, Started
-from eventq.projections.queries import SORTABLE, Queries, TaskFilter, TaskRow
+from eventq.projections.queries import SORTABLE, Queries, TaskFilter, TaskRow, versions_of
 from eventq.projections.store import Store
 from tests.projections.support import ERROR, NOW, History, new_applier, random_history, registered, report_message, submission
 
@@ -164,4 +164,4 @@ async def test_counts_queues_workers_and_declarations(store: Store, queries: Que
     declarations = await queries.declarations()
     assert declarations["echo"] == registered(pid=7).tasks[0]
     assert await queries.position() == 14
-    assert await queries.version_of("done") == 3
+    assert versions_of(store, ["done", "unknown", "workers.w1", "queues.none"]) == {"done": 3, "workers.w1": 1}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from eventq.services import submission
 from eventq.services.idempotency import KeyReused, keyed_id, record_of
 from eventq.services.submission import Submission, submit
 from tests.services.backend import Backend
+from tests.support.nats import NatsServer
 
 BODY = {"task_name": "resize", "task_kwargs": {"width": 10}}
 
@@ -103,3 +105,24 @@ async def test_an_answer_waits_for_the_outcome_or_says_that_there_is_none_yet(ba
     assert (status, answer["status"], answer["result"]) == (201, "COMPLETED", {"rows": 3})
     status, answer = await backend.post("/tasks", BODY, headers={"Prefer": "wait=61"})
     assert (status, answer["limit"], answer["found"]) == (400, 60, 61)
+
+
+async def test_what_another_process_wrote_long_ago_holds_up_no_reads(own_nats_server: NatsServer, tmp_path: Path) -> None:
+    """Given a unique task and limits that were stored by an API that is gone, when the same is asked of the next one, which
+    writes nothing, then reads go on: no event will ever tell it of those versions again."""
+    unique, limits = {**BODY, "unique": True}, {"limits": {"max_running": 3}}
+
+    async def ask(backend: Backend) -> list[int]:
+        submitted = (await backend.post("/tasks", unique))[0]
+        async with backend.client.put("/api/v1/queues/default", json=limits) as configured:
+            return [submitted, configured.status, (await backend.get("/tasks"))[0]]
+
+    before = await Backend.start(own_nats_server.url, tmp_path)
+    await before.register_worker()
+    assert await ask(before) == [201, 200, 200]
+    await before.close()
+    after = await Backend.start(own_nats_server.url, tmp_path)
+    try:
+        assert await ask(after) == [200, 200, 200]
+    finally:
+        await after.close()
