@@ -7,6 +7,7 @@ day it is set back a job whose time comes twice runs once; expressions with ``*`
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
 from importlib.resources import files
@@ -69,8 +70,9 @@ def explain_cron(expression: str) -> str:
 def times_after(expression: str, zone: ZoneInfo, after: datetime) -> Iterator[datetime]:
     """The times that a checked expression means, strictly after ``after`` (aware), each once, ascending, in UTC."""
     last = after.astimezone(UTC)
-    for time in CronSim(expression, last.astimezone(zone)):
-        found = time.astimezone(UTC)
-        if found > last:  # two times in a gap of the clock are one moment
-            last = found
-            yield found
+    with suppress(OverflowError, ValueError):  # the calendar ends with the year 9999
+        for time in CronSim(expression, last.astimezone(zone)):
+            found = time.astimezone(UTC)
+            if found > last:  # two times in a gap of the clock are one moment
+                last = found
+                yield found

@@ -85,6 +85,16 @@ async def test_an_impossible_date_is_refused_in_the_words_of_the_parser(backend:
     assert "Bad day-of-month" in answer["detail"]
 
 
+async def test_a_schedule_may_begin_where_the_calendar_ends(backend: Backend) -> None:
+    """Given the last years that a date can name, when schedules begin in them, then they are due as often as there are dates,
+    and the list of all can be read."""
+    last = await created(backend, cron="0 0 1 1 *", time_zone="UTC", starts_at="9998-12-31T00:00:00Z")
+    assert last["upcoming"] == ["9999-01-01T00:00:00Z"]
+    status, refused = await backend.post("/schedules", {**DAILY, "starts_at": "9998-12-31T23:59:59-23:59", "cron": "0 0 1 1 *"})
+    assert (status, refused["field"]) == (400, "/cron")
+    assert [each["schedule_id"] for each in (await backend.get("/schedules"))[1]["schedules"]] == [last["schedule_id"]]
+
+
 async def test_a_chosen_id_is_taken_for_ever(backend: Backend) -> None:
     await created(backend, schedule_id="nightly")
     status, answer = await backend.post("/schedules", {**DAILY, "schedule_id": "nightly"})
