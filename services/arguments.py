@@ -2,18 +2,23 @@
 
 Any process that knows a task's declaration can do this; it does not import the task's code. Positional arguments are
 bound by the declared order of parameters, then all are checked against the declared JSON Schema.
+
+The check runs while others wait, on what strangers send: so it must take no longer than in proportion to the arguments.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from difflib import get_close_matches
-from typing import Any
+from functools import lru_cache
+from typing import Any, cast
 
-from jsonschema import Draft202012Validator
+from jsonschema import Draft202012Validator, validators
 from jsonschema.exceptions import ValidationError
+from pydantic_core import SchemaError, SchemaValidator, core_schema
 
 from eventq.events.errors import InvalidInput, UnknownTask
 from eventq.events.worker_events import TaskDeclaration
@@ -66,7 +71,7 @@ class Declarations:
         known = self._checks.get(declaration.name)
         if known is not None and known[0] == declaration.arguments:
             return known[1]
-        validator = Draft202012Validator(declaration.arguments)
+        validator = _Validator(declaration.arguments)
         self._checks[declaration.name] = (declaration.arguments, validator)
         return validator
 
@@ -76,6 +81,49 @@ class Declarations:
         if not self._known:
             return "no worker has registered yet; start one with `eventq worker`"
         return f"known: {', '.join(sorted(self._known)[:20])}"
+
+
+def linear_matcher(pattern: str) -> Callable[[object], bool] | None:
+    """Whether a text holds the pattern, in time linear in the text; ``None`` where that cannot be promised: for look-around and
+    back references. The engine is the one that pydantic checks with in the worker."""
+    try:
+        return SchemaValidator(core_schema.str_schema(pattern=pattern)).isinstance_python
+    except SchemaError:
+        return None
+
+
+@lru_cache(maxsize=1000)
+def _matcher(pattern: str) -> Callable[[str], object]:
+    return linear_matcher(pattern) or re.compile(pattern).search  # such a one can only be of a worker's own code
+
+
+def _pattern(validator: Any, pattern: str, instance: Any, _: Any) -> Iterator[ValidationError]:
+    """As the library's, whose engine is `re`: `^(a+)+$` would keep it busy for hours."""
+    if validator.is_type(instance, "string") and not _matcher(pattern)(instance):
+        yield ValidationError(f"{describe(instance)} does not match {pattern!r}")
+
+
+def _unique_items(validator: Any, wanted: Any, instance: Any, _: Any) -> Iterator[ValidationError]:
+    """As the library's, which compares items that cannot be sorted each with each: a `set[int]` that is sent a few thousand
+    objects would keep it busy for minutes."""
+    if wanted and validator.is_type(instance, "array") and len(set(map(_hashable, instance))) < len(instance):
+        yield ValidationError("holds the same item twice")
+
+
+def _hashable(value: object) -> object:
+    """Equal for what JSON Schema calls equal: `1` and `1.0` are, `1` and `true` are not."""
+    match value:
+        case dict():
+            return frozenset((name, _hashable(item)) for name, item in cast("dict[str, object]", value).items())
+        case list():
+            return tuple(map(_hashable, cast("list[object]", value)))
+        case bool():
+            return (bool, value)
+        case _:
+            return value
+
+
+_Validator: Any = cast("Any", validators).extend(Draft202012Validator, {"pattern": _pattern, "uniqueItems": _unique_items})
 
 
 def _bind(declaration: TaskDeclaration, args: list[Any], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -53,7 +53,8 @@ class RegisterQuery(Closed):
 
 
 class DeclaredTask(Closed):
-    """A task that the worker can run. ``arguments``: a JSON Schema of the named arguments, without references."""
+    """A task that the worker can run. ``arguments``: a JSON Schema of the named arguments, without references,
+    `patternProperties`, look-around and back references."""
 
     name: TaskName
     queue: QueueName = "default"

@@ -42,7 +42,17 @@ async def test_what_it_declares_can_be_submitted_and_is_checked(backend: Backend
     assert (status, refused["field"]) == (400, "/task_kwargs/x")
 
 
-@pytest.mark.parametrize("schema", [{"$ref": "http://127.0.0.1:1/schema"}, {"type": 7}, {"properties": {"a": {"$ref": "#"}}}])
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$ref": "http://127.0.0.1:1/schema"},
+        {"type": 7},
+        {"properties": {"a": {"$ref": "#"}}},
+        {"properties": {"a": {"pattern": "("}}},
+        {"properties": {"a": {"pattern": "^(?=(a+)+b)"}}},
+        {"patternProperties": {"^(a+)+$": {}}},
+    ],
+)
 async def test_a_declaration_that_no_submission_could_be_checked_against_is_refused(backend: Backend, schema: Any) -> None:
     position = await backend.last_position()
     body = {"tasks": [{"name": "odd", "arguments": schema}]}

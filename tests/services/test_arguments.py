@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -101,3 +102,48 @@ def test_a_changed_declaration_is_checked_anew() -> None:
     changed = RESIZE.model_copy(update={"arguments": {**RESIZE.arguments, "properties": {"width": {"maximum": 3}}}})
     with pytest.raises(InvalidInput):
         declarations.check(changed, [5], {})
+
+
+SCAN = RESIZE.model_copy(
+    update={
+        "name": "scan",
+        "parameters": ["words", "ids"],
+        "arguments": {
+            "type": "object",
+            "properties": {
+                "words": {"type": "string", "pattern": r"^(\p{L}+ ?)+$"},
+                "ids": {"type": "array", "uniqueItems": True},
+            },
+        },
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "field"),
+    [
+        ({"words": "a" * 50_000 + "!"}, "/task_kwargs/words"),
+        ({"ids": [{"a": [number]} for number in range(6_000)] + [{"a": [5.0]}]}, "/task_kwargs/ids"),
+    ],
+)
+def test_a_check_takes_no_longer_than_in_proportion_to_the_arguments(kwargs: dict[str, Any], field: str) -> None:
+    """Given a pattern and a set that invite to try everything, when what does not fit is sent, then it is refused at once."""
+    began = time.monotonic()
+    with pytest.raises(InvalidInput) as refused:
+        Declarations(Source().fetch).check(SCAN, [], kwargs)
+    assert refused.value.field == field
+    assert time.monotonic() - began < 2.0
+
+
+@pytest.mark.parametrize("ids", [[], [1, True, "1", None], [{"a": 1}, {"a": True}, {}], [[1], [[1]], [1, 1]]])
+def test_items_that_differ_are_unique(ids: list[Any]) -> None:
+    Declarations(Source().fetch).check(SCAN, [], {"words": "tř é", "ids": ids})
+
+
+def test_a_pattern_with_look_around_is_checked_as_well() -> None:
+    properties = {"words": {"type": "string", "pattern": "^(?!no)"}}
+    scan = SCAN.model_copy(update={"arguments": {"type": "object", "properties": properties}})
+    declarations = Declarations(Source().fetch)
+    declarations.check(scan, ["yes"], {})
+    with pytest.raises(InvalidInput):
+        declarations.check(scan, ["no"], {})
