@@ -19,6 +19,7 @@ from eventq.events.ids import new_id
 from eventq.events.presence import Heartbeat, beat, heartbeat_of
 from eventq.events.task import Status
 from eventq.events.worker import (
+    LIVING,
     WORKERS,
     ChangeCapacity,
     DrainWorker,
@@ -84,6 +85,7 @@ async def register_worker(request: web.Request, query: RegisterQuery, body: Regi
             kind="http",
         )
     )
+    await _refuse_taken_names(api, wanted.tasks, wanted.pool)
     # Its presence first: whoever reads that it is registered must find it alive.
     await beat(api.log.broker, Heartbeat(worker_id, query.hostname, wanted.pool, query.capacity, [], datetime.now(UTC)))
     handled = await _command(request, worker_id, command)
@@ -182,6 +184,25 @@ async def _command(request: web.Request, worker_id: str, command: WorkerCommand)
     handled = await handle_any(api.log, WORKERS, worker_id, command, source=SOURCE, trace=trace_of(request))
     api.freshness.note_write(version_key(WORKERS.name, worker_id), handled.state.version)
     return handled
+
+
+async def _refuse_taken_names(api: Api, tasks: list[DeclaredTask], pool: str) -> None:
+    """A name is of one pool. Declared for another, all that is submitted from then on would be taken away from the workers that
+    run it, and wait for ever when the newcomer is gone: so it must be out of use first."""
+    if not tasks:
+        return
+    await fresh_enough(api)
+    known = await api.queries.declarations()
+    served = {row.pool for row in await api.queries.workers() if row.status in LIVING}
+    for number, task in enumerate(tasks):
+        found = known.get(task.name)
+        if found is not None and found.pool != pool and found.pool in served:
+            raise Conflict(
+                f"/tasks/{number}/name: {task.name} is a task of the pool {found.pool}, which living workers serve",
+                field=f"/tasks/{number}/name",
+                found=task.name,
+                hint=f"choose another name, or register for the pool {found.pool}",
+            )
 
 
 def _declaration(task: DeclaredTask, number: int, pool: str) -> TaskDeclaration:

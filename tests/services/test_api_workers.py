@@ -61,6 +61,20 @@ async def test_a_declaration_that_no_submission_could_be_checked_against_is_refu
     assert await backend.last_position() == position
 
 
+async def test_a_task_that_living_workers_run_is_not_taken_into_another_pool(backend: Backend) -> None:
+    """Given ``echo``, which a process of the pool cpu runs, when a worker over HTTP declares it for the pool far, then it is
+    refused while that pool has living workers: all that is submitted would wait for the newcomer, and for ever without him."""
+    body = {"pool": "far", "tasks": [{"name": "echo"}]}
+    status, refused = await backend.post("/workers", body, params={"hostname": "h"})
+    assert (status, refused["field"], refused["found"]) == (409, "/tasks/0/name", "echo")
+    same_pool = await backend.post("/workers", {**body, "pool": "cpu"}, params={"hostname": "h"})
+    assert same_pool[0] == 201
+    for worker_id in (WORKER_ID, same_pool[1]["worker_id"]):
+        await handle_any(backend.log, WORKERS, worker_id, LoseWorker(1, "presence_lapsed", ()), source="test")
+    await backend.api.freshness.wait_for_position(await backend.last_position(), 10)
+    assert (await backend.post("/workers", body, params={"hostname": "h"}))[0] == 201
+
+
 async def test_commands_answer_as_documented_and_are_seen_at_once(backend: Backend) -> None:
     worker_id = (await register(backend))["worker_id"]
 
