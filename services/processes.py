@@ -39,6 +39,7 @@ from eventq.services.promoter import Answer, Promoter
 from eventq.services.reconciler import Reconciler
 from eventq.services.schedules import ScheduleSweep, TickMaker
 from eventq.services.settings import Settings
+from eventq.services.task_check import load_tasks
 from eventq.services.task_timers import TaskTimers
 from eventq.services.worker_watch import WorkerWatch
 
@@ -206,7 +207,6 @@ async def run_scheduler(settings: Settings) -> int:
 async def run_worker(settings: Settings) -> int:
     """A worker of one pool. Stops gracefully; raises where it lost the broker for good, so that it is restarted."""
     from eventq.workers.config import Isolation, WorkerConfig
-    from eventq.workers.registry import load_modules
     from eventq.workers.worker import Worker
 
     stop = stop_on_signals()
@@ -220,7 +220,7 @@ async def run_worker(settings: Settings) -> int:
         grace_s=settings.grace_s,
         isolation=Isolation(settings.task_modules, settings.blobs, settings.input_dirs, settings.fetch_allow),
     )
-    registry = load_modules(settings.task_modules)
+    registry = load_tasks(settings.task_modules)
     async with open_log(settings, f"worker {config.worker_id}") as event_log:
         worker = await Worker.create(config, event_log.broker, event_log, registry)
         collect_seldom()

@@ -14,9 +14,12 @@ import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from eventq.events.errors import EventqError, NotFound
+
+if TYPE_CHECKING:
+    from eventq.workers.registry import Registry
 
 CHECK_S = 60.0
 LAST_LINES = 4
@@ -59,10 +62,9 @@ def check_modules(modules: Sequence[str]) -> list[FoundTask]:
     except ValueError:
         last = "\n".join(done.stderr.splitlines()[-LAST_LINES:])
         raise TasksUnusable(f"importing {', '.join(modules)} ended the process\n{last}", exit_code=done.returncode) from None
-    if "missing" in answer:
-        raise TaskFileMissing(f"{answer['missing']}: no such file", module=answer["missing"])
-    if "wrong" in answer:
-        raise TasksUnusable(f"{answer['module']}: {answer['wrong']}", module=answer["module"])
+    if "code" in answer:
+        kind = TaskFileMissing if answer["code"] == TaskFileMissing.code else TasksUnusable
+        raise kind(answer["detail"], module=answer["module"])
     return [FoundTask(**found) for found in answer["tasks"]]
 
 
@@ -80,24 +82,36 @@ def served_and_not(
     return served, others
 
 
-def _examine(modules: Sequence[str]) -> Mapping[str, Any]:
+def load_tasks(modules: Sequence[str]) -> Registry:
+    """The built-in tasks and those of ``modules``, loaded into this process. Raises as :func:`check_modules` does."""
     from eventq.workers.registry import load_modules
 
     registry = load_modules()
     for module in modules:
-        before = len(registry)
         try:
             load_modules([module])
         except FileNotFoundError as error:
             path = Path(module)
             if path.exists() or module != str(path):
-                return {"module": module, "wrong": _last_lines(error)}
-            return {"missing": module}
-        except BaseException as error:  # user code may raise anything, SystemExit included
-            return {"module": module, "wrong": _last_lines(error)}
+                raise TasksUnusable(f"{module}: {_last_lines(error)}", module=module) from error
+            raise TaskFileMissing(f"{module}: no such file", module=module) from None
+        except (Exception, SystemExit) as error:  # user code may raise anything
+            raise TasksUnusable(f"{module}: {_last_lines(error)}", module=module) from error
+    return registry
+
+
+def _examine(modules: Sequence[str]) -> Mapping[str, Any]:
+    registry = load_tasks(())
+    for module in modules:
+        before = len(registry)
+        try:
+            load_tasks([module])
+        except (TaskFileMissing, TasksUnusable) as error:
+            return {"code": error.code, "detail": error.detail, "module": module}
         name = Path(module).stem if module.endswith(".py") or os.sep in module else module
         if len(registry) == before and not any(found.module == name for found in registry):
-            return {"module": module, "wrong": "holds no function decorated with @task"}
+            wrong = "holds no function decorated with @task"
+            return {"code": TasksUnusable.code, "detail": f"{module}: {wrong}", "module": module}
     return {
         "tasks": [
             {

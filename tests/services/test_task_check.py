@@ -38,6 +38,17 @@ def test_a_missing_file_is_not_found(tmp_path: Path) -> None:
     assert not (tmp_path / "data" / "nats").exists()
 
 
+def test_a_worker_tells_of_a_module_that_it_cannot_load_as_up_does(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("import nowhere_at_all\n")
+    address = ("--nats-url", "nats://127.0.0.1:1", "--data-dir", "data")
+    missing = eventq("worker", "--tasks", "none.py", *address, cwd=tmp_path)
+    assert (missing.code, "Traceback" in missing.stderr) == (ExitCode.NOT_FOUND, False)
+    broken = eventq("worker", "--tasks", "broken.py", *address, cwd=tmp_path)
+    assert (broken.code, "Traceback" in broken.stderr) == (ExitCode.USAGE, False)
+    assert "nowhere_at_all" in broken.stderr
+    assert f'File "{tmp_path / "broken.py"}", line 1' in broken.stderr
+
+
 def test_tasks_that_nobody_here_would_run_are_told_apart(tmp_path: Path) -> None:
     code = HEAD + "@task(pool='special')\ndef one(): pass\n@task\ndef two(): pass\n@task(queue='slow')\ndef three(): pass\n"
     (tmp_path / "my_found_tasks.py").write_text(code + "print('not part of the answer')\n")
