@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
-from eventq.events.errors import InvalidInput
 from eventq.services.cli_exit import ExitCode
 from eventq.services.cli_instance import Instance
 from eventq.services.cli_options import (
@@ -298,19 +297,23 @@ def submit_batch(
     if source != "-" and not Path(source).is_file():
         raise FileMissing(f"{source}: no such file", field="FILE", found=source)
     output = Output(as_json=as_json)
+    numbers: list[int] = []
 
     async def run(file: BinaryIO) -> Json:
         summary: Json = {}
+        cut_short = False
         async with Instance(api=api, config=config, data_dir=data_dir).client() as client:
-            async for line in client.submit_batch(_tasks_of(file), idempotency_key=idempotency_key):
+            async for line in client.submit_batch(_tasks_of(file, numbers), idempotency_key=idempotency_key):
                 summary = line
+                cut_short |= "error" in line and "index" not in line
                 if as_json:
                     sys.stdout.write(orjson.dumps(line).decode() + "\n")
                 elif "task_id" in line:
                     sys.stdout.write(line["task_id"] + "\n")
                 elif "error" in line:
-                    output.note(clean(f"task {line['index']}: {line['error']['detail']}"), style="red")
-        return summary
+                    place = f"line {numbers[line['index']]}" if "index" in line else "the rest is not read"
+                    output.note(clean(f"{place}: {line['error']['detail']}"), style="red")
+        return {**summary, "cut_short": cut_short}
 
     if source == "-":
         summary = asyncio.run(run(sys.stdin.buffer))
@@ -318,22 +321,17 @@ def submit_batch(
         with Path(source).open("rb") as opened:
             summary = asyncio.run(run(opened))
     output.note(f"{summary.get('accepted', 0)} accepted, {summary.get('refused', 0)} refused", style="dim")
-    raise typer.Exit(ExitCode.FAILED if summary.get("refused") else ExitCode.DONE)
+    raise typer.Exit(ExitCode.FAILED if summary.get("refused") or summary["cut_short"] else ExitCode.DONE)
 
 
-async def _tasks_of(file: BinaryIO) -> AsyncIterator[Json]:
-    """The tasks of a file, as it is read: not all at once."""
-    import orjson
-
+async def _tasks_of(file: BinaryIO, numbers: list[int]) -> AsyncIterator[bytes]:
+    """The lines of a file that are not blank, as it is read: not all at once. ``numbers``: takes the number of each."""
     number = 0
     while line := await asyncio.to_thread(file.readline):
         number += 1
-        if not line.strip():
-            continue
-        try:
-            yield orjson.loads(line)
-        except ValueError as error:
-            raise InvalidInput("FILE", f"line {number} is not JSON: {error}") from None
+        if text := line.strip():
+            numbers.append(number)
+            yield text
 
 
 def _selector(

@@ -166,23 +166,27 @@ class Client:
         return self._seen(await self.ask(SubmitAnswer, "POST", "/tasks", json=body, headers=headers, timeout_s=timeout_s))
 
     async def submit_batch(
-        self, tasks: Iterable[Json] | AsyncIterable[Json], *, idempotency_key: str | None = None
+        self, tasks: Iterable[Json | bytes] | AsyncIterable[Json | bytes], *, idempotency_key: str | None = None
     ) -> AsyncIterator[Json]:
-        """Submit up to 10,000 tasks, each with the fields of a request; yields what became of each, in order, as they are
-        stored: ``{"index", "task_id", ...}`` or ``{"index", "error"}``; last ``{"accepted", "refused"}``."""
+        """Submit up to 10,000 tasks, each with the fields of a request, or such as a line of JSON; yields what became of each,
+        in order, as they are stored: ``{"index", "task_id", ...}`` or ``{"index", "error"}``, without an index where no more
+        was read; last ``{"accepted", "refused"}``. What ``tasks`` raises is raised; those before it may have been stored."""
         import orjson
         from aiohttp import ClientError
 
+        failed: list[Exception] = []
         headers = {"Content-Type": "application/x-ndjson", "Accept": "application/x-ndjson", **_once(idempotency_key, None)}
         try:
             async with self._opened().post(
-                f"{self._root}/tasks/batch", data=_lines(tasks), headers=headers, timeout=_timeout(None)
+                f"{self._root}/tasks/batch", data=_lines(tasks, failed), headers=headers, timeout=_timeout(None)
             ) as response:
                 if response.status != 200:
                     raise await _error(response)
                 async for line in response.content:
                     yield orjson.loads(line)
         except (ClientError, TimeoutError) as error:
+            if failed:
+                raise failed[0] from None
             raise _unreachable(self._root, error) from error
 
     async def get(self, task_id: str, *, min_version: int | None = None, as_of: int | datetime | None = None) -> TaskAnswer:
@@ -410,21 +414,30 @@ def _once(idempotency_key: str | None, wait_s: int | None) -> dict[str, str]:
     return headers if wait_s is None else {**headers, "Prefer": f"wait={wait_s}"}
 
 
-async def _lines(tasks: Iterable[Json] | AsyncIterable[Json]) -> AsyncIterator[bytes]:
-    """Each task as a line of JSON, many to a piece."""
+async def _lines(tasks: Iterable[Json | bytes] | AsyncIterable[Json | bytes], failed: list[Exception]) -> AsyncIterator[bytes]:
+    """Each task as a line of JSON, many to a piece. What ``tasks`` raises is put into ``failed``, too: whoever sends the lines
+    takes it for trouble with the connection."""
+    try:
+        if isinstance(tasks, AsyncIterable):
+            async for task in tasks:
+                yield _line(task)
+            return
+        part = bytearray()
+        for task in tasks:
+            part += _line(task)
+            if len(part) >= CHUNK_BYTES:
+                yield bytes(part)
+                part.clear()
+        yield bytes(part)
+    except Exception as error:
+        failed.append(error)
+        raise
+
+
+def _line(task: Json | bytes) -> bytes:
     import orjson
 
-    part = bytearray()
-    if isinstance(tasks, AsyncIterable):
-        async for task in tasks:
-            yield orjson.dumps(task) + b"\n"
-        return
-    for task in tasks:
-        part += orjson.dumps(task) + b"\n"
-        if len(part) >= CHUNK_BYTES:
-            yield bytes(part)
-            part.clear()
-    yield bytes(part)
+    return (task if isinstance(task, bytes) else orjson.dumps(task)) + b"\n"
 
 
 def _task(task_id: str) -> str:

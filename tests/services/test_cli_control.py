@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from eventq.services.cli_exit import ExitCode
+from eventq.services.http_limits import MIB
 from tests.services.backend import Backend
 from tests.services.command import Done, eventq
 
@@ -80,14 +81,23 @@ async def test_dead_letters_are_listed_and_redriven(backend: Backend, run: Run) 
 async def test_a_file_of_tasks_is_submitted_and_refusals_are_told(backend: Backend, run: Run, tmp_path: Path) -> None:
     file = tmp_path / "tasks.ndjson"
     good, bad = '{"task_name": "resize", "task_kwargs": {"width": 3}}', '{"task_name": "resize", "task_kwargs": {"width": 0}}'
-    file.write_text(f"{good}\n\n{bad}\n{good}\n")
+    file.write_text(f"{good}\n\n{bad}\n{{broken\n{good}\n")
     done = await run("submit-batch", str(file))
     assert (done.code, len(done.stdout.splitlines())) == (ExitCode.FAILED, 2)
-    assert "task 1: /task_kwargs/width" in done.stderr
+    assert "line 3: /task_kwargs/width" in done.stderr
+    assert "line 4: body: is not JSON" in done.stderr
     lines = (await run("submit-batch", str(file), "--json")).lines
-    assert lines[-1] == {"accepted": 2, "refused": 1}
+    assert lines[-1] == {"accepted": 2, "refused": 2}
     assert (await run("submit-batch", str(tmp_path / "none"))).code == ExitCode.NOT_FOUND
     assert (await backend.get("/tasks"))[1]["total"] == 4
+
+
+async def test_a_file_that_is_not_read_to_its_end_is_no_success(backend: Backend, run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "tasks.ndjson"
+    file.write_text('{"task_name": "resize", "task_kwargs": {"width": 3}}\n' + "x" * 4 * MIB)
+    done = await run("submit-batch", str(file))
+    assert (done.code, len(done.stdout.splitlines())) == (ExitCode.FAILED, 1)
+    assert "the rest is not read: body: is larger than 1048576 bytes" in done.stderr
 
 
 async def test_a_finished_task_is_cleaned_up_and_erased_and_erasing_asks_first(backend: Backend, run: Run) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -87,3 +88,15 @@ async def test_files_go_up_and_come_down(backend: Backend, client: Client, tmp_p
 def test_importing_the_client_loads_no_http_library() -> None:
     code = "import sys, eventq.services.client; sys.exit('aiohttp' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+async def test_what_the_tasks_of_a_batch_raise_is_raised(client: Client) -> None:
+    """Given tasks that come from somewhere else, when that fails, then it is not called trouble with the API."""
+
+    def tasks() -> Iterator[dict[str, Any]]:
+        yield {"task_name": "echo"}
+        raise FileNotFoundError("no more tasks")
+
+    with pytest.raises(FileNotFoundError, match="no more tasks"):
+        async for _ in client.submit_batch(tasks()):
+            pass
