@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from difflib import get_close_matches
-from typing import Any, cast
+from inspect import isclass
+from typing import Any, cast, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -12,6 +15,7 @@ from eventq.services.http_body import BODY
 
 ERRORS_SHOWN_MAX = 20
 FOUND_MAX_CHARS = 80
+_SUBJECT = re.compile(r"^(Input|String|List|Dictionary|Tuple) (?=should)")
 _LIMIT_NAMES = ("le", "lt", "ge", "gt", "max_length", "min_length", "pattern", "expected")
 
 
@@ -57,8 +61,8 @@ def _finding(details: Any, model: type[BaseModel], as_pointers: bool) -> dict[st
         finding["limit"] = limit
     if details["type"] != "missing":
         finding["found"] = describe(details["input"])
-    if (hint := _hint(details["type"], names, model)) is not None:
-        finding["hint"] = hint
+    if details["type"] == "extra_forbidden" and (holder := _model_at(model, details["loc"][:-1])) is not None:
+        finding["hint"] = _hint(names[-1], holder)
     return finding
 
 
@@ -77,13 +81,27 @@ def _problem(details: Any) -> str:
         case "value_error":
             return str(details["ctx"]["error"])
         case _:
-            message = str(details["msg"])
-            return message.replace("Input should", "should").replace("String should", "should")
+            return _SUBJECT.sub("", str(details["msg"])).partition(" after validation")[0]
 
 
-def _hint(kind: str, names: list[str], model: type[BaseModel]) -> str | None:
-    if kind != "extra_forbidden" or len(names) != 1:
-        return None
+def _hint(unknown: str, model: type[BaseModel]) -> str:
     known = [info.alias or name for name, info in model.model_fields.items()]
-    near = get_close_matches(names[0], known, n=1)
+    longer = [name for name in known if name.endswith(f"_{unknown}")]  # what is called `args` elsewhere is `task_args` here
+    near = longer if len(longer) == 1 else get_close_matches(unknown, known, n=1)
     return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+
+
+def _model_at(annotation: Any, path: Sequence[int | str]) -> type[BaseModel] | None:
+    """The model at that place within what is annotated so; ``None`` where there is none."""
+    model = _model_of(annotation)
+    for name in (part for part in path if isinstance(part, str)):
+        info = None if model is None else model.model_fields.get(name)
+        model = None if info is None else _model_of(info.annotation)
+    return model
+
+
+def _model_of(annotation: Any) -> type[BaseModel] | None:
+    """The model itself, or the one that is listed, or may be null."""
+    if isclass(annotation) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_model_of, get_args(annotation))), None)

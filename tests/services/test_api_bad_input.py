@@ -61,6 +61,9 @@ BODIES: list[tuple[str, Any, int, dict[str, Any]]] = [
     ("time too far ahead", {**GOOD, "scheduled_at": "9000-01-01T00:00:00Z"}, 400, {"field": "/scheduled_at"}),
     ("time of another type", {**GOOD, "scheduled_at": 1769351400}, 400, {"field": "/scheduled_at"}),
     ("unknown field", {**GOOD, "prioritty": 1}, 400, {"field": "/prioritty", "hint": "did you mean 'priority'?"}),
+    ("short name of a field", {**GOOD, "args": [1]}, 400, {"field": "/args", "hint": "did you mean 'task_args'?"}),
+    ("unknown field inside", {**GOOD, "retry": {"initial": 1}}, 400, {"hint": "did you mean 'initial_s'?"}),
+    ("too many", {**GOOD, "tags": ["x"] * 100}, 400, {"detail": "/tags: should have at most 20 items", "limit": 20}),
     ("an array", [GOOD], 400, {"field": "body"}),
 ]
 
