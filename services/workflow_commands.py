@@ -30,6 +30,7 @@ from eventq.events.workflow import (
 )
 from eventq.events.workflow_events import Condition, Definition, Node, WorkflowCreated, WorkflowRetried
 from eventq.events.workflow_graph import check_graph, has_reference
+from eventq.events.workflow_values import references
 from eventq.projections.fold import version_key
 from eventq.services.api import SOURCE, Api
 from eventq.services.idempotency import check_same, keyed_id
@@ -160,6 +161,8 @@ async def _template(api: Api, place: str, task: NodeBody | CompensationBody, nod
     assert task.task_name is not None
     try:
         declaration = await declaration_of(api, task.task_name)
+        references(task.task_args, "/task_args")  # malformed ones are refused here, where their place is known
+        references(task.task_kwargs, "/task_kwargs")
         api.declarations.check(_lenient(declaration, task), task.task_args, task.task_kwargs)
     except InvalidInput as error:
         raise _placed(error, place) from None

@@ -274,6 +274,9 @@ async def test_one_key_makes_one_workflow(site: Site) -> None:
             "is required",
         ),
         ([step("a", task_kwargs={"message": {"$from": "z"}})], "/nodes/0/task_kwargs/message/$from", "not the name"),
+        ([step("a", task_kwargs={"message": [{"$from": 1}]})], "/nodes/0/task_kwargs/message/0", "must be a reference"),
+        ([step("a", task_args=[{"$from": "a", "path": "x"}])], "/nodes/0/task_args/0/path", "must be a JSON pointer"),
+        ([step("a", depend_on=[])], "/nodes/0/depend_on", "is not a known field"),
         ([{"name": "a", "kind": "approval", "task_name": "echo"}], "/nodes/0/task_name", "runs no task"),
     ],
 )
