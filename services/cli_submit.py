@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -41,8 +43,12 @@ class FileMissing(NotFound):
 FILE_ARGUMENT = "blob"
 """The argument by which the built-in tasks take an uploaded file."""
 
+TELL_EXTRA = {"allow_extra_args": True}
+"""What stands after the name of the task comes to the command, which can say better what to do than the parser."""
+
 
 def submit(
+    context: typer.Context,
     task_name: Annotated[str, typer.Argument(metavar="TASK_NAME", help="The task, such as echo or csv_processing.")],
     kwargs: Annotated[str | None, typer.Option(metavar="JSON", help="Keyword arguments, as a JSON object.")] = None,
     args: Annotated[str | None, typer.Option(metavar="JSON", help="Positional arguments, as a JSON array.")] = None,
@@ -101,6 +107,8 @@ def submit(
 
     What is left out is as the task declares it.
     """
+    if context.args:
+        raise typer.BadParameter(_how_to_pass(context.args))
     if at is not None and delay is not None:
         raise typer.BadParameter("give --at or --delay, not both")
     options: dict[str, Any] = {
@@ -182,6 +190,14 @@ def print_outcome(task: dict[str, Any], output: Output) -> ExitCode:
     else:
         output.note(f"still {status}; look with `eventq task show {task['task_id']}`")
     return exit_code_of_task(status) if status in FINISHED else ExitCode.WAIT_TIMED_OUT
+
+
+def _how_to_pass(extra: list[str]) -> str:
+    """What to write instead of arguments that stand bare after the task's name."""
+    if all(text.partition("=")[1] for text in extra):
+        return f"arguments of the task are given with -k: {' '.join(f'-k {quote(text)}' for text in extra)}"
+    values = [parse_pair(f"value={text}")[1] for text in extra]
+    return f"arguments of the task are given as -k NAME=VALUE, or in their order: --args {quote(json.dumps(values))}"
 
 
 def _arguments(kwargs: str | None, pairs: list[str]) -> dict[str, Any]:

@@ -185,6 +185,16 @@ def test_wrong_usage_and_wrong_settings_exit_with_2(tmp_path: Path) -> None:
     assert "Traceback" not in both.stderr + misspelt.stderr
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [(["5", "to be"], """--args '[5, "to be"]'"""), (["value=to be", "n=3"], "-k 'value=to be' -k n=3")],
+)
+def test_bare_arguments_of_a_task_are_refused_with_how_to_pass_them(tmp_path: Path, given: list[str], said: str) -> None:
+    done = eventq("submit", "echo", *given, "--json", cwd=tmp_path)
+    assert done.code == ExitCode.USAGE
+    assert said in json.loads(done.stderr)["detail"]
+
+
 def test_doctor_before_the_first_start_warns_and_changes_nothing(tmp_path: Path) -> None:
     done = eventq("doctor", "--json", "--data-dir", tmp_path / "new", "--api", f"http://127.0.0.1:{free_port()}", cwd=tmp_path)
     findings = {finding["name"]: finding for finding in done.json["findings"]}
