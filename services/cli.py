@@ -110,7 +110,7 @@ def _help_hint(error: Exception) -> str | None:
 
 def tell(error: EventqError, *, as_json: bool) -> ExitCode:
     """Say what went wrong on stderr; with ``as_json`` as one object with code, sentence and fields."""
-    from eventq.services.output import clean
+    from eventq.services.output import clean, one_line
 
     code = exit_code_of(error)
     hint = error.fields.get("hint")
@@ -121,6 +121,12 @@ def tell(error: EventqError, *, as_json: bool) -> ExitCode:
         print(orjson.dumps(body, default=str).decode(), file=sys.stderr)
     else:
         print(clean(f"error {error.fields.get('code') or error.code}: {error.detail}"), file=sys.stderr)
+        for name in ("found", "limit"):
+            if (value := error.fields.get(name)) is not None and str(value) not in error.detail:
+                print(f"{name}: {one_line(str(value))}", file=sys.stderr)
+        others: Any = error.fields.get("errors") or ()
+        for other in others[1:]:
+            print(clean(f"also {other['field']}: {other['problem']}"), file=sys.stderr)
         if hint:
             print(clean(f"hint: {hint}"), file=sys.stderr)
     return code

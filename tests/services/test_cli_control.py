@@ -67,6 +67,17 @@ async def test_bulk_says_what_it_would_do_and_does_it_when_told(backend: Backend
     assert {task["task_id"] for task in done.json["tasks"]} == set(ids)
 
 
+async def test_a_refusal_names_all_that_is_wrong_with_limits_and_what_was_found(backend: Backend, run: Run) -> None:
+    done = await run("submit", "resize", "-k", "width=3", "--priority", "11", "--max-retries", "-1")
+    assert done.code == ExitCode.USAGE
+    assert done.stderr.splitlines() == [
+        "error INVALID_INPUT: /priority: should be less than or equal to 10",
+        "found: 11",
+        "also /max_retries: should be greater than or equal to 0",
+    ]
+    assert (await run("submit", "resise")).stderr.splitlines()[1:] == ["found: resise", "hint: did you mean 'resize'?"]
+
+
 async def test_dead_letters_are_listed_and_redriven(backend: Backend, run: Run) -> None:
     task_id = (await backend.submit())["task_id"]
     await backend.fail(task_id)
