@@ -57,7 +57,7 @@ class _Protocol(RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        if status >= 500:
+        if status >= 500 and not isinstance(exc, ConnectionError):  # a client that has gone is nobody's mistake
             log.error("connection.failed", exc_info=exc)
         if request.writer.output_size > 0:
             raise ConnectionError("part of an answer was sent already; no error can follow it")

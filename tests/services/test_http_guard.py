@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from structlog.testing import capture_logs
 
 from eventq.services.http_body import read_json
 from eventq.services.http_errors import errors_middleware, finish_headers
@@ -60,8 +61,9 @@ class Raw:
 class Server:
     """The guarded app on a free port, and its raw clients."""
 
-    def __init__(self, runner: GuardedRunner) -> None:
-        self.runner = runner
+    def __init__(self, runner: GuardedRunner, ended: asyncio.Event) -> None:
+        """``ended``: set when a large answer is sent, or given up."""
+        self.runner, self.ended = runner, ended
         self.port: int = runner.addresses[0][1]
         self.clients: list[Raw] = []
 
@@ -76,11 +78,16 @@ async def serve(limits: HttpLimits) -> AsyncGenerator[Server]:
     async def echo(request: web.Request) -> web.Response:
         return web.json_response(await read_json(request, limits))
 
+    ended = asyncio.Event()
+
     async def big(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
         await response.prepare(request)
-        for _ in range(400):
-            await response.write(b"x" * 100_000)
+        try:
+            for _ in range(400):
+                await response.write(b"x" * 100_000)
+        finally:
+            ended.set()
         return response
 
     app = web.Application(middlewares=[errors_middleware, host_middleware(LOOPBACK_HOSTS)])
@@ -91,7 +98,7 @@ async def serve(limits: HttpLimits) -> AsyncGenerator[Server]:
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
-    served = Server(runner)
+    served = Server(runner, ended)
     yield served
     for client in served.clients:
         client.writer.close()
@@ -166,6 +173,20 @@ async def test_a_client_that_reads_nothing_is_cut(server: Server) -> None:
     # The client never reads, its buffers fill: the server must not keep the rest of the answer for ever.
     await eventually(lambda: server.runner.server is not None and server.runner.server.connections)
     await eventually(lambda: server.runner.server is not None and not server.runner.server.connections)
+
+
+async def test_a_client_that_leaves_in_the_middle_of_an_answer_is_no_error(server: Server) -> None:
+    with capture_logs() as logs:
+        client = await server.connect()
+        await client.send(b"GET /big HTTP/1.1\r\n" + HEAD + b"\r\n")
+        await client.reader.readexactly(1000)
+        client.writer.transport.abort()
+        async with asyncio.timeout(BOUND_S):
+            await server.ended.wait()
+        guarded = server.runner.server
+        assert guarded is not None
+        await eventually(lambda: not guarded.connections, BOUND_S)
+    assert [entry for entry in logs if entry["log_level"] == "error"] == []
 
 
 async def test_more_connections_than_allowed_are_closed_at_once(server: Server) -> None:
