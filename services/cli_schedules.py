@@ -307,7 +307,8 @@ def _table(schedules: Iterable[Json]) -> RenderableType:
 def _view(schedule: Json) -> RenderableType:
     from rich.table import Table
 
-    from eventq.services.output import clean, moment, one_line, status_text
+    from eventq.services.output import clean, moment, status_text
+    from eventq.services.task_render import arguments_text
 
     table = Table.grid(padding=(0, 2))
     table.add_row("schedule", schedule["schedule_id"])
@@ -315,7 +316,7 @@ def _view(schedule: Json) -> RenderableType:
     table.add_row("cron", clean(f"{schedule['cron']} ({schedule['explain']}, {schedule['time_zone']})"))
     table.add_row("policies", f"catch up {schedule['catch_up']}, overlap {schedule['overlap']}")
     table.add_row("task", schedule["task_name"])
-    table.add_row("arguments", clean(one_line(f"{schedule['task_args']} {schedule['task_kwargs']}")))
+    table.add_row("arguments", arguments_text(schedule))
     for number, time in enumerate(schedule["upcoming"]):
         table.add_row("next" if number == 0 else "then", moment(time))
     table.add_row("last", moment(schedule["last_at"]))

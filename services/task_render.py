@@ -196,7 +196,7 @@ def _facts(task: Json) -> Iterable[tuple[str, str | Text]]:
         "queue": f"{task['pool']}/{task['queue_name']}, priority {task['priority']}",
         "attempt": f"{task['attempt']} ({task['retry_count']} failed, {task['max_retries']} retries allowed)",
         "worker": task["worker_id"] or "",
-        "arguments": _arguments(task),
+        "arguments": arguments_text(task),
         "progress": progress_text(task["progress"]),
         "created": moment(task["created_at"]),
         "scheduled": moment(task["scheduled_at"]),
@@ -210,7 +210,8 @@ def _facts(task: Json) -> Iterable[tuple[str, str | Text]]:
     yield from ((name, value) for name, value in rows.items() if value)
 
 
-def _arguments(task: Json) -> str:
+def arguments_text(task: Json) -> str:
+    """The arguments of a task, or of one that a schedule makes, on one line."""
     if task["input"] is not None:
         return f"{task['input']['size_bytes']} bytes in blob {task['input']['key']}"
     args: list[Any] = task["task_args"] or []

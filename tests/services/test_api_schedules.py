@@ -233,6 +233,7 @@ async def test_the_command_line_does_all_that_the_api_does(backend: Backend) -> 
         "create", "30 2 * * *", "resize", "--id", "s", "--kwargs", '{"width": 4}', "--time-zone", "Europe/Berlin", "--json"
     )
     assert (made.json["schedule_id"], made.json["task_kwargs"]) == ("s", {"width": 4})
+    assert ["arguments", "width=4"] in [line.split() for line in (await run("show", "s")).stdout.splitlines()]
     assert (await run("update", "s", "--cron", "0 4 * * *", "--if-version", "1", "--json")).json["version"] == 2
     assert "At 04:00 every day" in (await run("show", "s")).stdout
     assert "ACTIVE" in (await run("list")).stdout
