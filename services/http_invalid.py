@@ -16,6 +16,13 @@ from eventq.services.http_body import BODY
 ERRORS_SHOWN_MAX = 20
 FOUND_MAX_CHARS = 80
 _SUBJECT = re.compile(r"^(Input|String|List|Dictionary|Tuple) (?=should)")
+_PYTHONS = {
+    "should be a valid dictionary": "should be an object",
+    "should be a valid list": "should be an array",
+    "should be a valid tuple": "should be an array",
+}
+"""What pydantic calls by Python's names."""
+
 _LIMIT_NAMES = ("le", "lt", "ge", "gt", "max_length", "min_length", "pattern", "expected")
 
 
@@ -81,7 +88,8 @@ def _problem(details: Any) -> str:
         case "value_error":
             return str(details["ctx"]["error"])
         case _:
-            return _SUBJECT.sub("", str(details["msg"])).partition(" after validation")[0]
+            message = _SUBJECT.sub("", str(details["msg"])).partition(" after validation")[0]
+            return _PYTHONS.get(message, message)
 
 
 def _hint(unknown: str, model: type[BaseModel]) -> str:
