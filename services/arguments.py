@@ -12,6 +12,7 @@ import asyncio
 import re
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextvars import ContextVar
 from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any, cast
@@ -56,7 +57,11 @@ class Declarations:
     def check(self, declaration: TaskDeclaration, args: list[Any], kwargs: dict[str, Any]) -> None:
         """Raise :class:`InvalidInput` for the first argument that the declaration does not admit."""
         bound = _bind(declaration, args, kwargs)
-        errors: list[ValidationError] = list(self._validator(declaration).iter_errors(bound))
+        token = _followed.set({})
+        try:
+            errors: list[ValidationError] = list(self._validator(declaration).iter_errors(bound))
+        finally:
+            _followed.reset(token)
         if errors:
             raise _invalid(min(errors, key=lambda error: len(error.absolute_path)), declaration, len(args))
 
@@ -123,7 +128,25 @@ def _hashable(value: object) -> object:
             return value
 
 
-_Validator: Any = cast("Any", validators).extend(Draft202012Validator, {"pattern": _pattern, "uniqueItems": _unique_items})
+_followed: ContextVar[dict[tuple[str, int], list[ValidationError]]] = ContextVar("followed")
+"""What came of following a reference for a value, within one check: by the reference, and where the value lies in memory."""
+
+
+def _ref(validator: Any, reference: str, instance: Any, schema: Any) -> Iterator[ValidationError]:
+    """As the library's, once for each value: in a tree of `A | B`, where both hold such trees, each level is checked twice, and
+    thirty of them would take days. Errors are yielded as copies, because whoever takes them writes their path into them."""
+    followed = _followed.get()
+    key = (reference, id(instance))
+    if key not in followed:
+        found: Iterator[ValidationError] = _LIBRARY_REF(validator, reference, instance, schema)
+        followed[key] = [ValidationError.create_from(error) for error in found]
+    yield from map(ValidationError.create_from, followed[key])
+
+
+_LIBRARY_REF: Any = Draft202012Validator.VALIDATORS["$ref"]
+_Validator: Any = cast("Any", validators).extend(
+    Draft202012Validator, {"pattern": _pattern, "uniqueItems": _unique_items, "$ref": _ref}
+)
 
 
 def _bind(declaration: TaskDeclaration, args: list[Any], kwargs: dict[str, Any]) -> dict[str, Any]:

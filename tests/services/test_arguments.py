@@ -147,3 +147,31 @@ def test_a_pattern_with_look_around_is_checked_as_well() -> None:
     declarations.check(scan, ["yes"], {})
     with pytest.raises(InvalidInput):
         declarations.check(scan, ["no"], {})
+
+
+def test_a_tree_of_either_kind_is_checked_once_and_refused_by_place() -> None:
+    """Given two kinds of nodes that hold nodes of either kind, when a deep tree is sent, then it is checked at once; and what
+    is wrong in a part of it is told by its place, also where the same is wrong in another."""
+    either = {"anyOf": [{"$ref": "#/$defs/A"}, {"$ref": "#/$defs/B"}, {"type": "integer"}]}
+    kinds = {name: {"type": "object", "properties": {"below": either}, "required": [name.lower()]} for name in "AB"}
+    properties = {"tree": {"$ref": "#/$defs/B"}, "more": {"type": "array", "items": {"$ref": "#/$defs/A"}}}
+    arguments = {"type": "object", "properties": properties, "$defs": kinds}
+    grow = RESIZE.model_copy(update={"name": "grow", "parameters": ["tree"], "arguments": arguments})
+    good: Any = 1
+    bad: Any = "no number"
+    for _ in range(30):
+        good, bad = {"b": 1, "below": good}, {"b": 1, "below": bad}
+    declarations = Declarations(Source().fetch)
+    began = time.monotonic()
+    declarations.check(grow, [good], {})
+    with pytest.raises(InvalidInput) as refused:
+        declarations.check(grow, [bad], {})
+    assert refused.value.field == "/task_args/0/below"
+    assert time.monotonic() - began < 2.0
+    shared = {"b": 1}
+    with pytest.raises(InvalidInput) as refused:
+        declarations.check(grow, [1], {"more": [{"a": 1}, shared, shared]})
+    assert refused.value.field == "/task_args/0"
+    with pytest.raises(InvalidInput) as refused:
+        declarations.check(grow, [good], {"more": [{"a": 1}, shared, shared]})
+    assert refused.value.field == "/task_kwargs/more/1/a"
