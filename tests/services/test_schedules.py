@@ -223,6 +223,7 @@ async def test_a_lost_timer_is_found(bed: Bed) -> None:
     await bed.create(next_at=now - MINUTE)
     async with bed.scheduler():
         await eventually(lambda: _ticked(bed), timeout=30, what="the schedule ticks")
+        await eventually(lambda: _some_task(bed), timeout=30, what="the task is made")
     assert await bed.tasks() == await bed.recorded()
 
 
