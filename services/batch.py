@@ -90,8 +90,10 @@ async def _lines(request: web.Request, limits: HttpLimits) -> AsyncIterator[list
         size += len(piece)
         if size > limits.batch_lines_max_bytes:
             raise too_large(limits.batch_lines_max_bytes, f"more than {limits.batch_lines_max_bytes}")
-        *lines, rest = (rest + piece).split(b"\n") if piece else (rest, b"")
-        if len(rest) > limits.batch_line_max_bytes:
+        whole = rest + piece
+        *lines, rest = whole.split(b"\n") if piece else (rest, b"")
+        # Together they are rarely longer than one line may be: then no line needs to be measured.
+        if len(whole) > limits.batch_line_max_bytes and max(map(len, (*lines, rest))) > limits.batch_line_max_bytes:
             raise too_large(limits.batch_line_max_bytes, f"a line of more than {limits.batch_line_max_bytes}")
         if lines := [line for line in lines if line.strip()]:
             yield lines

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from io import BytesIO
 from typing import Any
 
 import orjson
 
+from eventq.services.http_limits import MIB
 from tests.services.backend import Backend
 
 LINES = {"Content-Type": "application/x-ndjson"}
@@ -39,6 +41,14 @@ async def test_ten_thousand_tasks_are_accepted_and_one_more_is_not(backend: Back
     assert lines[-1]["error"]["limit"] == 10_000
     assert len({line["task_id"] for line in lines[:-1]}) == 10_000
     assert await backend.last_position() >= 10_000
+
+
+async def test_a_line_of_one_mebibyte_is_taken_and_one_byte_more_is_not(backend: Backend) -> None:
+    longest = orjson.dumps(task()).ljust(MIB)
+    async with backend.client.post("/api/v1/tasks/batch", data=BytesIO(longest + b"\n"), headers=LINES) as answer:
+        assert (answer.status, orjson.loads((await answer.read()).splitlines()[-1])["accepted"]) == (200, 1)
+    async with backend.client.post("/api/v1/tasks/batch", data=BytesIO(longest + b" \n"), headers=LINES) as answer:
+        assert (answer.status, (await answer.json())["limit"]) == (413, MIB)
 
 
 async def test_an_array_is_a_batch_as_well_and_may_be_answered_as_one_object(backend: Backend) -> None:
