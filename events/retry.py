@@ -17,6 +17,9 @@ DELAY_MAX_S = 7 * 86_400.0
 ErrorName = Annotated[str, Field(min_length=1, max_length=ERROR_NAME_MAX_CHARS)]
 """A class of exceptions, also by its subclasses: ``ValueError``, or ``requests.exceptions.Timeout`` to be exact."""
 
+Number = Annotated[float, Field(strict=True)]
+"""Nothing that only reads like a number. Requests hold policies too, and events were never written with anything else."""
+
 
 class RetryPolicy(BaseModel):
     """Exponential back-off: ``initial_s * factor ** (failures - 1)``, at most ``max_s``, less up to ``jitter`` of it.
@@ -27,13 +30,13 @@ class RetryPolicy(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    initial_s: float = Field(default=1.0, ge=0, le=86_400)
-    factor: float = Field(default=2.0, ge=1, le=100)
-    max_s: float = Field(default=300.0, ge=0, le=DELAY_MAX_S)
-    jitter: float = Field(default=0.25, ge=0, le=1)
+    initial_s: Number = Field(default=1.0, ge=0, le=86_400)
+    factor: Number = Field(default=2.0, ge=1, le=100)
+    max_s: Number = Field(default=300.0, ge=0, le=DELAY_MAX_S)
+    jitter: Number = Field(default=0.25, ge=0, le=1)
     never: tuple[ErrorName, ...] = Field(default=(), max_length=ERRORS_NAMED_MAX)
     only: tuple[ErrorName, ...] = Field(default=(), max_length=ERRORS_NAMED_MAX)
-    after_s: dict[ErrorName, Annotated[float, Field(ge=0, le=DELAY_MAX_S)]] = Field(
+    after_s: dict[ErrorName, Annotated[Number, Field(ge=0, le=DELAY_MAX_S)]] = Field(
         default_factory=dict[str, float], max_length=ERRORS_NAMED_MAX
     )
 

@@ -57,9 +57,25 @@ def test_nobody_waits_longer_than_the_limit() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"never": [""]}, {"only": ["x" * 201]}, {"after_s": {"A": -1}}, {"after_s": {"A": 1e9}}, {"never": ["A"] * 51}],
+    [
+        {"never": [""]},
+        {"only": ["x" * 201]},
+        {"after_s": {"A": -1}},
+        {"after_s": {"A": 1e9}},
+        {"never": ["A"] * 51},
+        {"factor": "2"},
+        {"jitter": True},
+        {"after_s": {"A": "1"}},
+    ],
     ids=str,
 )
 def test_what_no_policy_can_be_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         RetryPolicy.model_validate(wrong)
+
+
+def test_a_policy_in_json_is_read_with_whole_numbers_and_arrays() -> None:
+    policy = RetryPolicy.model_validate({"initial_s": 2, "factor": 3, "never": ["A"], "after_s": {"B": 4}})
+    assert policy == RetryPolicy(initial_s=2.0, factor=3.0, never=("A",), after_s={"B": 4.0})
+    assert RetryPolicy.model_validate_json(policy.model_dump_json()) == policy
+    assert RetryPolicy.model_validate(policy.model_dump(mode="json")) == policy

@@ -63,6 +63,8 @@ BODIES: list[tuple[str, Any, int, dict[str, Any]]] = [
     ("unknown field", {**GOOD, "prioritty": 1}, 400, {"field": "/prioritty", "hint": "did you mean 'priority'?"}),
     ("short name of a field", {**GOOD, "args": [1]}, 400, {"field": "/args", "hint": "did you mean 'task_args'?"}),
     ("unknown field inside", {**GOOD, "retry": {"initial": 1}}, 400, {"hint": "did you mean 'initial_s'?"}),
+    ("a delay as text", {**GOOD, "retry": {"initial_s": "5"}}, 400, {"field": "/retry/initial_s", "found": "'5'"}),
+    ("a delay as a bool", {**GOOD, "retry": {"after_s": {"A": True}}}, 400, {"field": "/retry/after_s/A", "found": "true"}),
     ("no array", {**GOOD, "retry": {"never": "ValueError"}}, 400, {"detail": "/retry/never: should be an array"}),
     ("too many", {**GOOD, "tags": ["x"] * 100}, 400, {"detail": "/tags: should have at most 20 items", "limit": 20}),
     ("an array", [GOOD], 400, {"field": "body"}),
