@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -16,6 +17,7 @@ from nats.js.kv import KeyValue
 from eventq.events.broker import Broker
 from eventq.events.errors import LogUnavailable
 from eventq.events.subjects import PRESENCE, alive_subject
+from eventq.events.worker import WorkerStatus
 
 log = structlog.get_logger("eventq.presence")
 
@@ -100,6 +102,12 @@ async def present(broker: Broker) -> dict[str, Heartbeat]:
     except (APIError, nats.errors.Error, TimeoutError) as error:
         raise LogUnavailable(f"presence cannot be read: {error!r}") from error
     return {key: heartbeat for key, heartbeat in found.items() if heartbeat is not None}
+
+
+def unserved(pools: Iterable[str], alive: Mapping[str, Heartbeat]) -> list[str]:
+    """Those of ``pools`` that none of the living takes work of, sorted; one that drains takes nothing new."""
+    served = {heartbeat.pool for heartbeat in alive.values() if heartbeat.status != WorkerStatus.DRAINING}
+    return sorted(set(pools) - served)
 
 
 async def _heartbeat(bucket: KeyValue, worker_id: str) -> Heartbeat | None:

@@ -216,7 +216,9 @@ class CompareAnswer(Answer):
 class HealthAnswer(Answer):
     """``redis`` is the documented name of the broker's check and always equals ``broker``."""
 
-    status: str = Field(description="`healthy`, `degraded` (works, but no worker is alive) or `unhealthy`.")
+    status: str = Field(
+        description="`healthy`, `degraded` (works, but no worker takes the tasks that wait, or reads are late) or `unhealthy`."
+    )
     version: str
     checks: dict[str, str]
     problems: dict[str, str]

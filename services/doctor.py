@@ -23,7 +23,7 @@ from nats.js.errors import APIError
 from eventq.events.bootstrap import bootstrap, stream_configs
 from eventq.events.broker import Broker, check_durability
 from eventq.events.errors import BrokerUnfit, EventqError, Unavailable
-from eventq.events.presence import present
+from eventq.events.presence import present, unserved
 from eventq.events.routes import Routes
 from eventq.events.subjects import EVENTS, Route, work_consumer
 from eventq.services.cli_instance import Instance, NoInstance
@@ -219,7 +219,6 @@ async def _workers(broker: Broker) -> Finding:
 async def _queues(broker: Broker) -> Finding:
     if await broker.stream_facts(EVENTS) is None:
         return Finding(OK, "queues", "none yet")
-    served = {heartbeat.pool for heartbeat in (await present(broker)).values()}
     waiting: dict[Route, int] = {}
     running = 0
     for route in await Routes(broker).existing():
@@ -227,7 +226,7 @@ async def _queues(broker: Broker) -> Finding:
         waiting[route] = info.num_pending or 0
         running += info.num_ack_pending or 0
     text = f"{len(waiting)} in use, {sum(waiting.values())} tasks wait, {running} run"
-    if stuck := sorted({route.pool for route, count in waiting.items() if count and route.pool not in served}):
+    if stuck := unserved((route.pool for route, count in waiting.items() if count), await present(broker)):
         fix = "; ".join(f"eventq worker --pool {pool}" for pool in stuck)
         return Finding(WARN, "queues", f"{text}; nobody serves pool {', '.join(stuck)}", fix)
     return Finding(OK, "queues", text)

@@ -10,8 +10,9 @@ import nats.errors
 from nats.js.errors import APIError
 
 from eventq.events.errors import EventqError
-from eventq.events.presence import present
+from eventq.events.presence import present, unserved
 from eventq.events.subjects import EVENTS, PROGRESS, TIMERS
+from eventq.events.task import Status
 from eventq.services.api import Api
 
 CHECK_TIMEOUT_S = 3.0
@@ -43,7 +44,7 @@ async def ready_problems(api: Api) -> list[str]:
 
 
 def overall(checks: list[Check]) -> str:
-    """Without workers the rest still accepts tasks and answers: degraded, not unhealthy."""
+    """Without the workers that are needed the rest still accepts tasks and answers: degraded, not unhealthy."""
     if any(check.status == UNHEALTHY for check in checks):
         return UNHEALTHY
     return DEGRADED if any(check.status == DEGRADED for check in checks) else HEALTHY
@@ -84,6 +85,11 @@ async def _broker(api: Api) -> Check:
 
 
 async def _workers(api: Api) -> Check:
-    if not await present(api.log.broker):
+    alive = await present(api.log.broker)
+    if not alive:
         return Check("workers", DEGRADED, "no worker is alive; start one with `eventq worker`")
+    counts = await api.queries.counts()
+    if stuck := unserved((pool for (pool, _, status), count in counts.items() if count and status == Status.PENDING), alive):
+        fix = " and ".join(f"`eventq worker --pool {pool}`" for pool in stuck)
+        return Check("workers", DEGRADED, f"tasks wait and nobody serves pool {', '.join(stuck)}; start {fix}")
     return Check("workers", HEALTHY)

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import re
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from importlib import resources
 from io import BytesIO
 from pathlib import Path
@@ -33,6 +34,22 @@ async def test_health_tells_each_part(backend: Backend) -> None:
     await beat(backend.broker, Heartbeat(WORKER_ID, "host", "cpu", 1, [], stored.event.time))
     _, health = await backend.get("/health")
     assert (health["status"], health["version"], health["problems"]) == ("healthy", "0.0.1", {})
+
+
+async def test_health_names_pools_whose_tasks_no_living_worker_takes(backend: Backend) -> None:
+    now = datetime.now(UTC)
+    await beat(backend.broker, Heartbeat("worker-2", "host", "gpu", 1, [], now))
+    assert (await backend.get("/health"))[1]["status"] == "healthy", "no task waits"
+    await backend.submit()
+    await backend.api.freshness.wait_for_position(await backend.last_position(), 10)
+    for workers in ([], [Heartbeat(WORKER_ID, "host", "cpu", 1, ["a"], now, "DRAINING")]):
+        for heartbeat in workers:
+            await beat(backend.broker, heartbeat)
+        status, health = await backend.get("/health")
+        assert (status, health["status"], health["checks"]["workers"]) == (200, "degraded", "degraded")
+        assert "nobody serves pool cpu" in health["problems"]["workers"]
+    await beat(backend.broker, Heartbeat(WORKER_ID, "host", "cpu", 1, [], now))
+    assert (await backend.get("/health"))[1]["problems"] == {}
 
 
 async def test_probes_answer(backend: Backend) -> None:
