@@ -92,16 +92,16 @@ def create_schedule(
     config: ConfigOption = None,
     data_dir: DataDirOption = None,
 ) -> None:
-    """Create a schedule: exactly one task at each of its times."""
+    """Create a schedule: exactly one task at each of its times; print its id."""
     given = _given(time_zone, args, queue, priority, max_retries, timeout, catch_up, overlap, starts_at, ends_at) | (
         {"schedule_id": schedule_id} if schedule_id is not None else {}
     )
     arguments = parse_object(kwargs, "--kwargs")
-    _show(
+    schedule = _ask(
         Instance(api=api, config=config, data_dir=data_dir),
         lambda client: client.schedules.create(cron, task_name, arguments, enabled=not paused, **given),
-        as_json=as_json,
     )
+    _print_id(Output(as_json=as_json), schedule)
 
 
 @app.command("update")
@@ -282,6 +282,19 @@ def _ask(instance: Instance, question: Callable[[Client], Awaitable[BaseModel]])
 def _show(instance: Instance, question: Callable[[Client], Awaitable[BaseModel]], *, as_json: bool) -> None:
     schedule = _ask(instance, question)
     Output(as_json=as_json).show(schedule, lambda: _view(schedule))
+
+
+def _print_id(output: Output, schedule: Json) -> None:
+    """The id alone on stdout, for a script to keep; the rest beside it."""
+    from rich.text import Text
+
+    from eventq.services.output import moment
+
+    schedule_id = schedule["schedule_id"]
+    output.show(schedule, lambda: Text(schedule_id))
+    due = "" if schedule["next_at"] is None else f", next at {moment(schedule['next_at'])}"
+    means = f"{schedule['explain']} ({schedule['time_zone']})"
+    output.note(f"{schedule['status']}: {means}{due}; look with `eventq schedules show {schedule_id}`", style="dim")
 
 
 def _table(schedules: Iterable[Json]) -> RenderableType:

@@ -38,17 +38,24 @@ def submit_workflow(
     config: ConfigOption = None,
     data_dir: DataDirOption = None,
 ) -> None:
-    """Submit a workflow from a file."""
+    """Submit a workflow from a file; print its id, or with --wait what became of it."""
     body = _read(file)
     name, nodes = body.pop("name", ""), body.pop("nodes", [])
+    output = Output(as_json=as_json)
 
     async def run(client: Client) -> BaseModel:
         accepted = await client.workflows.submit(name, nodes, idempotency_key=key, **body)
-        return await client.workflows.wait(accepted.workflow_id) if wait else accepted
+        if not wait:
+            return accepted
+        output.note(f"submitted {accepted.workflow_id}", style="dim")
+        return await client.workflows.wait(accepted.workflow_id)
 
     workflow = _ask(Instance(api=api, config=config, data_dir=data_dir), run)
-    Output(as_json=as_json).show(workflow, lambda: _view(workflow))
-    if wait and workflow["status"] != "COMPLETED":
+    if not wait:
+        _print_id(output, workflow)
+        return
+    output.show(workflow, lambda: _view(workflow))
+    if workflow["status"] != "COMPLETED":
         raise typer.Exit(1)
 
 
@@ -168,6 +175,17 @@ def _ask(instance: Instance, question: Callable[[Client], Awaitable[BaseModel]])
 def _show(instance: Instance, question: Callable[[Client], Awaitable[BaseModel]], as_json: bool) -> None:
     workflow = _ask(instance, question)
     Output(as_json=as_json).show(workflow, lambda: _view(workflow))
+
+
+def _print_id(output: Output, workflow: Json) -> None:
+    """The id alone on stdout, for a script to keep; the rest beside it."""
+    from rich.text import Text
+
+    workflow_id = workflow["workflow_id"]
+    output.show(workflow, lambda: Text(workflow_id))
+    output.note(
+        f"{workflow['status']}, {workflow['nodes_total']} nodes; look with `eventq workflows show {workflow_id}`", style="dim"
+    )
 
 
 def _table(workflows: Iterable[Json]) -> RenderableType:

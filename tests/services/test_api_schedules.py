@@ -241,6 +241,9 @@ async def test_the_command_line_does_all_that_the_api_does(backend: Backend) -> 
     assert (await run("resume", "s", "--json")).json["status"] == "ACTIVE"
     task_id = (await run("trigger", "s")).stdout.strip()
     assert (await backend.get(f"/tasks/{task_id}"))[0] == 200
+    bare = await run("create", "0 9 * * *", "resize", "--id", "t", "--kwargs", '{"width": 4}')
+    assert bare.stdout == "t\n", "a script keeps it: id=$(eventq schedules create ...)"
+    assert "At 09:00 every day (UTC), next at " in bare.stderr
     assert (await run("delete", "s", "--json")).json == {"schedule_id": "s", "status": "DELETED"}
     assert (await run("list", "--status", "deleted", "--json")).json["total"] == 1
 

@@ -84,3 +84,9 @@ async def test_the_command_line_has_workflows(site: Site, tmp_path: Path) -> Non
     assert "a -> a" in refused.stderr
     file.write_text(json.dumps({"name": "w", "nodes": nodes[:1]}))
     assert (await run("submit", str(file), "--wait", "--json")).json["status"] == "COMPLETED"
+    waited = await run("submit", str(file), "--wait")
+    assert "COMPLETED" in waited.stdout
+    assert waited.stderr.split()[1] in waited.stdout
+    bare = await run("submit", str(file))
+    assert bare.stderr.endswith(f"look with `eventq workflows show {bare.stdout.strip()}`\n"), "the id alone is on stdout"
+    await site.until(bare.stdout.strip(), "COMPLETED")
