@@ -7,9 +7,13 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from eventq.services import task_watch
 from eventq.services.cli_exit import ExitCode
+from eventq.services.client import Client
+from eventq.services.output import Output
 from tests.services.backend import Backend
 from tests.services.command import Done, eventq
+from tests.support.poll import eventually
 
 Run = Callable[..., Awaitable[Done]]
 
@@ -63,3 +67,35 @@ async def test_why_a_task_waits_is_told_in_sentences(backend: Backend, run: Run)
     assert done.stdout.startswith("PENDING\nno_worker: ")
     assert "no start can be predicted: no worker serves its queue" in done.stdout
     assert (await run("task", "explain", task_id, "--json")).json["reasons"][0]["code"] == "no_worker"
+
+
+async def test_who_waits_for_a_task_that_does_not_start_is_told_why_once(run: Run) -> None:
+    done = await run("submit", "resize", "-k", "width=3", "--wait-timeout", "7")
+    assert done.code == ExitCode.WAIT_TIMED_OUT
+    told = [line for line in done.stderr.splitlines() if "waits:" in line]
+    assert len(told) == 1
+    assert "no worker serves the queue default of the pool cpu" in told[0]
+
+
+async def test_another_reason_to_wait_is_told_as_well(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(task_watch, "WHY_AFTER_S", 0.05)
+    task_id = (await backend.submit())["task_id"]
+    told: list[str] = []
+
+    def lines() -> list[str]:
+        told.extend(line for line in capsys.readouterr().err.splitlines() if "waits:" in line)
+        return told
+
+    async with Client(str(backend.client.make_url("/")).rstrip("/")) as client:
+        watching = asyncio.create_task(task_watch.watch_with_bar(client, task_id, Output(), 20))
+        await eventually(lambda: len(lines()) == 1)
+        await client.queues.pause("default", reason="for\nrepair")
+        await eventually(lambda: len(lines()) == 2)
+        await backend.complete(task_id)
+        assert (await watching)["status"] == "COMPLETED"
+    assert len(lines()) == 2
+    assert "no worker serves" in told[0]
+    assert "paused its queue" in told[1]
+    assert "for repair; no worker serves" in told[1]
