@@ -139,15 +139,19 @@ class EmbeddedBroker:
         """Never: a broker has no end of its own."""
         return False
 
+    async def claim(self) -> None:
+        """Own the data directory from now until `stop()`, started or not. Raises `DataDirUnusable` and `DataDirInUse`."""
+        for folder in (self.data_dir, self.log_file.parent, self.store_dir):
+            make_data_dir(folder)
+        if self._lock is None:
+            self._lock = await self._acquire_lock()
+
     async def start(self) -> None:
         """Start the server and return when it accepts clients (about 70 ms on an empty store).
 
         Raises `DataDirUnusable`, `DataDirInUse` and `BrokerNotStarted`; a second call after a crash starts it again.
         """
-        for folder in (self.data_dir, self.log_file.parent, self.store_dir):
-            make_data_dir(folder)
-        if self._lock is None:
-            self._lock = await self._acquire_lock()
+        await self.claim()
         try:
             await self._launch()
         except BaseException:

@@ -67,15 +67,20 @@ async def up(
 
     `report` gets a line for people about each process. `any_ports` takes no usual port even when it is free;
     `this_port` takes the API's port and no other. `gpu` None: a GPU worker is started when torch is installed. Raises
-    `PortTaken`, or what kept a process from becoming ready.
+    `DataDirInUse`, `PortTaken`, or what kept a process from becoming ready.
     """
     supervisor = Supervisor(report)
 
     async def work() -> None:
         pools = worker_pools(gpu)
-        port = 0 if any_ports else settings.api_port
-        here = settings.model_copy(update={"api_port": _api_port(port, report, this_port=this_port)})
-        instance = await start_tree(supervisor, here, any_ports=any_ports, pools=pools)
+        broker = _broker(settings, any_ports=any_ports)
+        await broker.claim()  # before ports: where the directory is in use, it is often its own instance that has them
+        try:
+            port = _api_port(0 if any_ports else settings.api_port, report, this_port=this_port)
+        except BaseException:
+            await broker.stop()
+            raise
+        instance = await start_tree(supervisor, broker, settings.model_copy(update={"api_port": port}), pools=pools)
         await (body(instance) if body else asyncio.Event().wait())
 
     try:
@@ -84,13 +89,8 @@ async def up(
         remove_run(settings.data_dir)
 
 
-async def start_tree(supervisor: Supervisor, settings: Settings, *, any_ports: bool, pools: Sequence[str]) -> Instance:
+async def start_tree(supervisor: Supervisor, broker: EmbeddedBroker, settings: Settings, *, pools: Sequence[str]) -> Instance:
     """Start the processes in order and write `run.json`, now and whenever process ids change. The API's port is free."""
-    broker = EmbeddedBroker(
-        settings.data_dir,
-        port=-1 if any_ports else NATS_PORT,
-        monitor_port=-1 if any_ports else MONITOR_PORT,
-    )
     await supervisor.start(broker)
     settings = settings.model_copy(
         update={
@@ -112,6 +112,14 @@ async def start_tree(supervisor: Supervisor, settings: Settings, *, any_ports: b
     supervisor.changed = lambda: _write_run_file(supervisor, instance)
     supervisor.changed()
     return instance
+
+
+def _broker(settings: Settings, *, any_ports: bool) -> EmbeddedBroker:
+    return EmbeddedBroker(
+        settings.data_dir,
+        port=-1 if any_ports else NATS_PORT,
+        monitor_port=-1 if any_ports else MONITOR_PORT,
+    )
 
 
 def worker_pools(gpu: bool | None) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import sys
 from functools import partial
 from pathlib import Path
@@ -13,9 +14,10 @@ import aiohttp
 import pytest
 
 from eventq.services.cli_exit import ExitCode
+from eventq.services.embedded import DataDirInUse, EmbeddedBroker
 from eventq.services.run_file import Run, read_run
 from eventq.services.settings import load_settings
-from eventq.services.up import Instance, up
+from eventq.services.up import Instance, PortTaken, up
 from tests.support.poll import eventually
 from tests.support.processes import alive, dead
 
@@ -71,3 +73,17 @@ async def test_it_survives_its_broker_and_leaves_nothing_behind(tmp_path: Path, 
     assert read_run(tmp_path / "data") is None
     assert [line.partition(":")[0] for line in lines[:4]] == ["broker", "api", "scheduler", "worker-cpu"]
     assert [line for line in lines if "exited normally" in line][-1] == "broker: exited normally"
+
+
+async def test_a_directory_in_use_is_told_before_anything_of_ports(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        settings = load_settings(data_dir=tmp_path, api_port=other.getsockname()[1]).settings
+        lines: list[str] = []
+        async with EmbeddedBroker(tmp_path):
+            for this_port in (False, True):
+                with pytest.raises(DataDirInUse):
+                    await up(settings, lines.append, gpu=False, this_port=this_port)
+        assert lines == []
+        for _ in range(2):  # the first has let go of the directory
+            with pytest.raises(PortTaken):
+                await up(settings, lines.append, gpu=False, this_port=True)
