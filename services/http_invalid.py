@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from eventq.events.errors import InvalidInput
 from eventq.services.http_body import BODY
+from eventq.services.schemas import RefusedValue
 
 ERRORS_SHOWN_MAX = 20
 FOUND_MAX_CHARS = 80
@@ -70,7 +71,15 @@ def _finding(details: Any, model: type[BaseModel], as_pointers: bool) -> dict[st
         finding["found"] = describe(details["input"])
     if details["type"] == "extra_forbidden" and (holder := _model_at(model, details["loc"][:-1])) is not None:
         finding["hint"] = _hint(names[-1], holder)
+    if isinstance(refused := context.get("error"), RefusedValue):
+        finding |= _facts(refused)
     return finding
+
+
+def _facts(refused: RefusedValue) -> dict[str, object]:
+    """What a check of the rules knows of the value: it may have counted it, which says more than the value itself."""
+    facts = {name: refused.fields[name] for name in ("limit", "found", "hint") if name in refused.fields}
+    return {name: describe(fact) if name == "found" and isinstance(fact, str) else fact for name, fact in facts.items()}
 
 
 def _field(names: list[str], as_pointers: bool) -> str:

@@ -39,14 +39,22 @@ class Closed(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
+class RefusedValue(ValueError):
+    """What a check of the rules says of a value: its sentence without the place, which pydantic knows, and its ``fields``."""
+
+    def __init__(self, error: InvalidInput) -> None:
+        super().__init__(error.detail.removeprefix(f"{error.field}: "))
+        self.fields = error.fields
+
+
 def checked(check: Any, field: str) -> AfterValidator:
-    """A check of the rules as a pydantic validator: only its sentence passes, pydantic knows the place."""
+    """A check of the rules as a pydantic validator, which collects only errors of its own kind."""
 
     def validate(value: str) -> str:
         try:
             check(value, field)
         except InvalidInput as error:
-            raise ValueError(error.detail.removeprefix(f"{field}: ")) from None
+            raise RefusedValue(error) from None
         return value
 
     return AfterValidator(validate)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from eventq.events.data import BlobRef
-from eventq.events.errors import InvalidInput
 from eventq.events.ids import check_pool
 from eventq.events.limits import (
     ERROR_MESSAGE_MAX_CHARS,
@@ -23,7 +22,7 @@ from eventq.events.task import Status
 from eventq.events.worker import WorkerStatus
 from eventq.services.answers import Answer
 from eventq.services.http_limits import OFFSET_MAX, PAGE_DEFAULT, PAGE_MAX
-from eventq.services.schemas import POSITION_MAX, Closed, Priority, QueueName, TaskId, TaskName
+from eventq.services.schemas import POSITION_MAX, Closed, Priority, QueueName, TaskId, TaskName, checked
 
 HOSTNAME_MAX_CHARS = 255
 QUEUES_SERVED_MAX = 100
@@ -33,14 +32,7 @@ LEASE_WAIT_MAX_S = 30.0
 DOC_MAX_CHARS = 4_000
 
 
-def _pool(value: str) -> str:
-    try:
-        return check_pool(value)
-    except InvalidInput as error:
-        raise ValueError(error.detail.removeprefix("pool: ")) from None
-
-
-PoolName = Annotated[str, AfterValidator(_pool)]
+PoolName = Annotated[str, checked(check_pool, "pool")]
 Capacity = Annotated[int, Field(ge=1, le=WORKER_CAPACITY_MAX)]
 WorkerId = TaskId
 

@@ -80,6 +80,12 @@ async def test_what_makes_no_sense_is_refused_by_name_and_stores_nothing(
     assert await backend.last_position() == before
 
 
+async def test_a_wrong_count_of_fields_is_told_with_the_right_one_and_how_to_write_them(backend: Backend) -> None:
+    _, answer = await backend.post("/schedules", {**DAILY, "cron": "* * * * * *"})
+    assert (answer["field"], answer["limit"], answer["found"]) == ("/cron", 5, 6)
+    assert answer["hint"].startswith("minute hour day-of-month month day-of-week")
+
+
 async def test_an_impossible_date_is_refused_in_the_words_of_the_parser(backend: Backend) -> None:
     _, answer = await backend.post("/schedules", {**DAILY, "cron": "0 0 30 2 *"})
     assert "Bad day-of-month" in answer["detail"]
