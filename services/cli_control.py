@@ -183,7 +183,7 @@ def bulk(
     """
     from rich.text import Text
 
-    from eventq.services.output import clean
+    from eventq.services.output import clean, counted
 
     selector = _selector(name, queue, key, tags, metadata, ended_by)
     selector |= {"status": [each.upper().replace("-", "_") for each in status]} if status else {}
@@ -200,8 +200,9 @@ def bulk(
 
     def told() -> Text:
         if not answer["executed"]:
-            left_out = f"; {answer['excluded']} more do not admit it" if answer["excluded"] else ""
-            return Text(f"would {action.value} {answer['count']} tasks{left_out}; add --yes to do it")
+            do = "does" if answer["excluded"] == 1 else "do"
+            left_out = f"; {answer['excluded']} more {do} not admit it" if answer["excluded"] else ""
+            return Text(f"would {action.value} {counted(answer['count'], 'task')}{left_out}; add --yes to do it")
         lines = [f"{task['task_id']}: {task['error']}" for task in answer["tasks"] if task["error"]]
         return Text("\n".join(clean(line) for line in (f"{answer['done']} done, {answer['refused']} refused", *lines)))
 

@@ -181,11 +181,12 @@ def _print_id(output: Output, workflow: Json) -> None:
     """The id alone on stdout, for a script to keep; the rest beside it."""
     from rich.text import Text
 
+    from eventq.services.output import counted
+
     workflow_id = workflow["workflow_id"]
     output.show(workflow, lambda: Text(workflow_id))
-    output.note(
-        f"{workflow['status']}, {workflow['nodes_total']} nodes; look with `eventq workflows show {workflow_id}`", style="dim"
-    )
+    nodes = counted(workflow["nodes_total"], "node")
+    output.note(f"{workflow['status']}, {nodes}; look with `eventq workflows show {workflow_id}`", style="dim")
 
 
 def _table(workflows: Iterable[Json]) -> RenderableType:

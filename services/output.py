@@ -143,6 +143,11 @@ def span(seconds: float | None) -> str:
             return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:.0f} min"
 
 
+def counted(count: int, noun: str) -> str:
+    """So many of them: `1 task`, `2 tasks`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def size(count_bytes: float) -> str:
     """A size in the binary unit that suits it."""
     for unit in ("B", "KiB", "MiB", "GiB"):

@@ -59,8 +59,11 @@ async def test_a_task_is_paused_updated_and_resumed(backend: Backend, run: Run) 
 
 async def test_bulk_says_what_it_would_do_and_does_it_when_told(backend: Backend, run: Run) -> None:
     ids = [(await backend.submit(tags=["x"]))["task_id"] for _ in range(2)]
+    await backend.submit(tags=["y"])
     preview = await run("task", "bulk", "cancel", "--tag", "x")
-    assert "would cancel 2 tasks" in preview.stdout
+    assert "would cancel 2 tasks;" in preview.stdout
+    assert "would cancel 1 task;" in (await run("task", "bulk", "cancel", "--tag", "y")).stdout
+    assert "would resume 0 tasks; 1 more does not admit it;" in (await run("task", "bulk", "resume", "--tag", "y")).stdout
     assert (await run("task", "bulk", "cancel")).code == ExitCode.USAGE
     done = await run("task", "bulk", "cancel", "--tag", "x", "--yes", "--json")
     assert (done.code, done.json["done"]) == (ExitCode.DONE, 2)
