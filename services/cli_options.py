@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, cast
+from urllib.parse import urlsplit
 
 import typer
 
@@ -37,6 +38,18 @@ def parse_time(text: str) -> datetime:
 def parse_moment(text: str) -> str:
     """A position of the log or a time: what ``as_of`` takes."""
     return text if text.isdecimal() else parse_time(text).isoformat()
+
+
+def parse_url(text: str) -> str:
+    """The base URL of an API."""
+    try:
+        url = urlsplit(text)
+        is_url = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:  # brackets without an address, a port that is no number
+        is_url = False
+    if not is_url:
+        raise typer.BadParameter(f"{text[:80]!r} is no URL like http://127.0.0.1:8000")
+    return text
 
 
 def parse_pair(text: str) -> tuple[str, Any]:
@@ -96,7 +109,12 @@ DataDirOption = Annotated[
 ]
 ApiOption = Annotated[
     str | None,
-    typer.Option("--api", metavar="URL", help="The API's base URL. Default: that of the `eventq up` of the data directory."),
+    typer.Option(
+        "--api",
+        metavar="URL",
+        parser=parse_url,
+        help="The API's base URL. Default: that of the `eventq up` of the data directory.",
+    ),
 ]
 NatsOption = Annotated[
     str | None,

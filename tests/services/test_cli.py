@@ -177,6 +177,14 @@ def test_without_an_instance_a_command_says_how_to_start_one(tmp_path: Path) -> 
     assert "eventq up" in error["hint"]
 
 
+@pytest.mark.parametrize("text", ["nonsense", "http://", "localhost:8000", "http://x:port", "http://[", "ftp://x"])
+def test_an_address_that_is_no_url_is_refused_as_that(tmp_path: Path, text: str) -> None:
+    done = eventq("task", "list", "--api", text, "--json", cwd=tmp_path)
+    error = json.loads(done.stderr)
+    assert done.code == ExitCode.USAGE
+    assert f"{text!r} is no URL like http://127.0.0.1:8000" in error["detail"]
+
+
 def test_wrong_usage_and_wrong_settings_exit_with_2(tmp_path: Path) -> None:
     both = eventq("submit", "echo", "--at", "2026-01-25T14:30:00Z", "--delay", "5m", cwd=tmp_path)
     misspelt = eventq("task", "list", cwd=tmp_path, EVENTQ_NATS_ULR="nats://x:1")
