@@ -54,7 +54,7 @@ def tail_events(
 
     No event is left out or printed twice, also when the connection breaks.
     """
-    wanted = Wanted(start, task_id, frozenset(types or []), limit, follow)
+    wanted = Wanted(start, task_id, _known(types or []), limit, follow)
     output = Output(as_json=as_json)
 
     async def run() -> None:
@@ -63,6 +63,21 @@ def tail_events(
                 _print(output, position, event)
 
     asyncio.run(run())
+
+
+def _known(types: list[str]) -> frozenset[str]:
+    """The types as the log has them. One that no event has would wait for ever, and look like a quiet log."""
+    from difflib import get_close_matches
+
+    from eventq.events.catalogue import CATALOGUE  # brings pydantic, which --help must not wait for
+
+    known = sorted({name for _, name in CATALOGUE})
+    found = frozenset(name.lower().replace("-", "_") for name in types)
+    for name in sorted(found.difference(known)):
+        near = get_close_matches(name, known)
+        said = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
+        raise typer.BadParameter(f"{name[:80]!r} is no type of event; {said}", param_hint="--type")
+    return found
 
 
 async def read_events(broker: Broker, wanted: Wanted) -> AsyncGenerator[tuple[int, Mapping[str, Any]]]:

@@ -185,6 +185,15 @@ def test_an_address_that_is_no_url_is_refused_as_that(tmp_path: Path, text: str)
     assert f"{text!r} is no URL like http://127.0.0.1:8000" in error["detail"]
 
 
+@pytest.mark.parametrize(
+    ("name", "said"), [("Complete", "did you mean completed"), ("nonsense", "known: admitted, advanced, approved, cancel")]
+)
+def test_an_event_of_no_known_type_is_refused_with_the_near_ones(tmp_path: Path, name: str, said: str) -> None:
+    done = eventq("events", "tail", "--type", "failed", "--type", name, "--no-follow", "--json", cwd=tmp_path)
+    assert done.code == ExitCode.USAGE
+    assert f"{name.lower()!r} is no type of event; {said}" in json.loads(done.stderr)["detail"]
+
+
 def test_wrong_usage_and_wrong_settings_exit_with_2(tmp_path: Path) -> None:
     both = eventq("submit", "echo", "--at", "2026-01-25T14:30:00Z", "--delay", "5m", cwd=tmp_path)
     misspelt = eventq("task", "list", cwd=tmp_path, EVENTQ_NATS_ULR="nats://x:1")
