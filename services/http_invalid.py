@@ -24,6 +24,9 @@ _PYTHONS = {
 }
 """What pydantic calls by Python's names."""
 
+_NAME_MARK = "[key]"
+"""What pydantic appends to the place where a name in an object is wrong."""
+
 _LIMIT_NAMES = ("le", "lt", "ge", "gt", "max_length", "min_length", "pattern", "expected")
 
 
@@ -62,9 +65,11 @@ def describe(value: object) -> str:
 
 
 def _finding(details: Any, model: type[BaseModel], as_pointers: bool) -> dict[str, object]:
-    names = [str(part)[:80] for part in details["loc"]]
+    of_name = _is_of_name(details)
+    names = [str(part)[:80] for part in (details["loc"][:-2] if of_name else details["loc"])]
     context: dict[str, Any] = details.get("ctx") or {}
-    finding: dict[str, object] = {"field": _field(names, as_pointers), "problem": _problem(details)}
+    problem = _problem_of_name(details) if of_name else _problem(details)
+    finding: dict[str, object] = {"field": _field(names, as_pointers), "problem": problem}
     if (limit := next((context[name] for name in _LIMIT_NAMES if name in context), None)) is not None:
         finding["limit"] = limit
     if details["type"] != "missing":
@@ -80,6 +85,19 @@ def _facts(refused: RefusedValue) -> dict[str, object]:
     """What a check of the rules knows of the value: it may have counted it, which says more than the value itself."""
     facts = {name: refused.fields[name] for name in ("limit", "found", "hint") if name in refused.fields}
     return {name: describe(fact) if name == "found" and isinstance(fact, str) else fact for name, fact in facts.items()}
+
+
+def _is_of_name(details: Any) -> bool:
+    """Whether it is about a name in an object, not about what stands under it: no place of the body points at a name.
+
+    A name may itself be what pydantic marks names with; then what was found is not the name.
+    """
+    place = details["loc"]
+    return len(place) > 1 and place[-1] == _NAME_MARK and place[-2] == details["input"]
+
+
+def _problem_of_name(details: Any) -> str:
+    return "a name in it is empty" if details["input"] == "" else f"a name in it {_problem(details)}"
 
 
 def _field(names: list[str], as_pointers: bool) -> str:

@@ -68,6 +68,15 @@ BODIES: list[tuple[str, Any, int, dict[str, Any]]] = [
     ("a delay as a bool", {**GOOD, "retry": {"after_s": {"A": True}}}, 400, {"field": "/retry/after_s/A", "found": "true"}),
     ("no array", {**GOOD, "retry": {"never": "ValueError"}}, 400, {"detail": "/retry/never: should be an array"}),
     ("too many", {**GOOD, "tags": ["x"] * 100}, 400, {"detail": "/tags: should have at most 20 items", "limit": 20}),
+    ("an empty name", {**GOOD, "metadata": {"": "x"}}, 400, {"detail": "/metadata: a name in it is empty"}),
+    (
+        "a long name",
+        {**GOOD, "metadata": {"n" * 65: "x"}},
+        400,
+        {"detail": "/metadata: a name in it should have at most 64 characters", "limit": 64, "found": repr("n" * 65)},
+    ),
+    ("a value under an odd name", {**GOOD, "metadata": {"[key]": 5}}, 400, {"field": "/metadata/[key]", "found": "5"}),
+    ("an empty error name", {**GOOD, "retry": {"after_s": {"": 1}}}, 400, {"field": "/retry/after_s"}),
     ("an array", [GOOD], 400, {"field": "body"}),
 ]
 
