@@ -66,6 +66,8 @@ class EventLog:
                 return await self._appender.append(event.subject, payload, check)
             except Refused:
                 found = await self.at(event.aggregate, event.aggregate_id, event.version)
+                if found is None and event.version == 1:  # it was erased; what came after it was not
+                    found = await self.last(event.aggregate, event.aggregate_id, fresh=True)
                 if found is None:
                     await asyncio.sleep(0.02)
                 elif found.event.id == event.id:

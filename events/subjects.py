@@ -63,11 +63,13 @@ def version_check(aggregate: str, aggregate_id: str, version: int) -> dict[str, 
 
     The only place that builds them: the broker checks the filter against nothing, so a misspelt one is silently no check.
     Every writer uses this literal filter, which keeps the check strict on replicated streams too.
+
+    A first event asks that there be none at all: erasing deletes the messages of first events, and a version 1 that only looked
+    for another version 1 could then begin the same history a second time.
     """
-    return {
-        EXPECTED_SEQUENCE: "0",
-        EXPECTED_SEQUENCE_SUBJECT: version_filter(aggregate, aggregate_id, version),
-    }
+    first = version == 1
+    nobody = aggregate_filter(aggregate, aggregate_id) if first else version_filter(aggregate, aggregate_id, version)
+    return {EXPECTED_SEQUENCE: "0", EXPECTED_SEQUENCE_SUBJECT: nobody}
 
 
 def alive_subject(worker_id: str) -> str:

@@ -209,6 +209,8 @@ async def _submit_unique(api: Api, submitted: Submitted, trace: Trace) -> Accept
 
 async def _duplicate(api: Api, task_id: str, holder: Task) -> Accepted:
     first = await api.log.at("tasks", task_id, 1)
+    if first is None and holder.erased:
+        raise TaskErased(task_id)
     if first is None or not isinstance(first.event.data, Submitted):
         raise LogDamaged(f"task {task_id} has no first event", task_id=task_id)
     api.freshness.note_write(task_id, holder.version)

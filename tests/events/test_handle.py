@@ -109,6 +109,14 @@ async def test_a_stale_view_does_no_harm(log: EventLog) -> None:
     await history_is_sound(log, "t1")
 
 
+async def test_a_history_whose_first_event_was_deleted_does_not_begin_again(log: EventLog) -> None:
+    await given_task(log, "t1", SUBMIT, START, COMPLETE)
+    await log.broker.js.delete_msg(EVENTS, 1)
+    with pytest.raises(IllegalTransition):
+        await handle(log, "t1", SUBMIT, source="api", task=ABSENT)
+    assert await log.at("tasks", "t1", 1) is None
+
+
 async def test_a_worker_that_slept_through_its_lease_is_refused(log: EventLog) -> None:
     await given_task(log, "t1", SUBMIT)
     asleep = (await handle(log, "t1", START, source="worker.w1")).state

@@ -127,6 +127,18 @@ async def test_failed_tasks_are_dead_letters_until_they_are_redriven(backend: Ba
     assert await dead(backend) == []
 
 
+async def test_a_dead_letter_whose_redrive_was_erased_is_not_redriven_over_it(backend: Backend) -> None:
+    failed = (await backend.submit())["task_id"]
+    await backend.fail(failed)
+    _, redriven = await backend.post(f"/dead-letters/{failed}/redrive")
+    await backend.complete(redriven["task_id"], {"rows": 1})
+    await backend.post(f"/tasks/{redriven['task_id']}/erase")
+    before = await backend.last_position()
+    status, answer = await backend.post(f"/dead-letters/{failed}/redrive")
+    assert (status, answer["code"]) == (409, "TASK_ERASED")
+    assert await backend.last_position() == before
+
+
 async def test_poison_shows_the_workers_that_it_cost(backend: Backend) -> None:
     task_id = (await backend.submit())["task_id"]
     for number in (1, 2, 3):
