@@ -125,11 +125,17 @@ async def dispose_erased(log_: EventLog, blobs: BlobStore, task_id: str) -> None
         return
     erased = last.event.data
     await blobs.delete_outputs_async(task_id)
-    for key in erased.blobs:
-        await blobs.delete_async(key)
+    if await _is_left(log_, task_id, erased):  # else a later task may have been given the very same bytes since
+        for key in erased.blobs:
+            await blobs.delete_async(key)
     await _overwrite(log_, PROGRESS, await _positions_of_progress(log_, task_id))
     failpoint("erase.before_messages")
     await _overwrite(log_, EVENTS, [left.position for left in reversed(erased.events)])
+
+
+async def _is_left(log_: EventLog, task_id: str, erased: Erased) -> bool:
+    """Whether the message that goes last is still there."""
+    return bool(erased.events) and await log_.at("tasks", task_id, erased.events[0].event["version"]) is not None
 
 
 async def _positions_of_progress(log_: EventLog, task_id: str) -> list[int]:

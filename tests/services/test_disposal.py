@@ -20,6 +20,7 @@ from eventq.events.subjects import EVENTS, PROGRESS
 from eventq.projections.rebuild import rebuild_after_erasures, verify
 from eventq.services.disposal import Disposal, dispose_erased
 from eventq.services.follower import Follower
+from eventq.services.reading import fresh_task
 from tests.services.backend import Backend
 from tests.support.nats import NatsServer
 from tests.support.poll import eventually
@@ -123,6 +124,18 @@ async def test_what_was_erased_cannot_be_had_from_the_past_nor_run_again(backend
     for verb in ("replay",):
         status, answer = await backend.post(f"/tasks/{task_id}/{verb}")
         assert (status, answer["code"]) == (409, "TASK_ERASED")
+
+
+async def test_erasing_again_spares_arguments_that_a_later_task_was_given(backend: Backend) -> None:
+    large = {"width": 1, "name": "x" * 100_000}
+    erased = await backend.submit(task_kwargs=large)
+    await backend.complete(erased["task_id"])
+    await backend.post(f"/tasks/{erased['task_id']}/erase")
+    later = await backend.submit(task_kwargs=large)
+    assert (await backend.post(f"/tasks/{erased['task_id']}/erase"))[0] == 200
+    row = await fresh_task(backend.api, later["task_id"])
+    assert row.input is not None
+    assert await backend.api.blobs.get_async(row.input)
 
 
 async def test_a_projection_of_a_log_with_erased_beginnings_is_folded_from_nothing(backend: Backend) -> None:
