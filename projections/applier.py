@@ -49,6 +49,7 @@ GC_PAUSE_MIN = 500
 
 _TASK_FIELDS = Task._fields
 _LOAD_TASKS = f"SELECT task_id, started_at, {', '.join(_TASK_FIELDS)} FROM tasks WHERE task_id IN (SELECT unnest($1))"
+_GIVEN_UP = "SELECT task_id FROM tasks WHERE task_id IN (SELECT unnest($1)) AND (cleaned OR erased)"
 _UPSERT_PROGRESS = f"""
 INSERT INTO task_progress ({", ".join(PROGRESS_COLUMNS)})
 SELECT {", ".join(f"unnest(${n})" for n in range(1, len(PROGRESS_COLUMNS) + 1))}
@@ -123,7 +124,7 @@ class Applier:
             return self._applied({})
         with self._target.transaction() as transaction:
             folded = self._fold(transaction, new_events)
-            self._write(transaction, folded, fold_reports((p, report) for p, report in new_reports if report is not None))
+            self._write(transaction, folded, fold_reports(self._wanted(transaction, folded, new_reports)))
             after = {
                 EVENTS: _advance(transaction, EVENTS, self.checkpoints[EVENTS], _last_event(new_events)),
                 PROGRESS: _advance(transaction, PROGRESS, self.checkpoints[PROGRESS], _last_report(new_reports)),
@@ -150,6 +151,18 @@ class Applier:
         if states:
             self._states.update(_load_states(transaction, states))
         return fold(batch, self._tasks, self._states)
+
+    def _wanted(
+        self, transaction: Transaction, folded: Folded, reports: Sequence[tuple[int, Report | None]]
+    ) -> list[tuple[int, Report]]:
+        """Those lines that are of a task which still has its progress: the two streams have no order between them, so a line
+        may come here after the event that gave it up, and would stay for good."""
+        readable = [(position, report) for position, report in reports if report is not None]
+        asked = sorted({report.task_id for _, report in readable} - self._tasks.keys())
+        gone = set(folded.silenced)
+        if asked:
+            gone |= {task_id for (task_id,) in transaction.execute(_GIVEN_UP, [asked])}
+        return [(position, report) for position, report in readable if report.task_id not in gone]
 
     def _write(self, transaction: Transaction, folded: Folded, reports: FoldedReports) -> None:
         writes = folded.writes()

@@ -15,12 +15,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eventq.events.data import BlobRef
+from eventq.events.data import BlobRef, EventData
 from eventq.events.errors import LogDamaged, UnknownEvent
 from eventq.events.reader import Message
 from eventq.events.report import Log, LogLine, Progress
 from eventq.events.task import Task, replay
-from eventq.events.task_events import Completed, Failed, Queued, Retrying, Started
+from eventq.events.task_events import Cleaned, Completed, Erased, Failed, Queued, Retrying, Started
 from eventq.events.worker_events import WorkerStopped
 from eventq.projections import applier as applier_module
 from eventq.projections.fold import TASK_FIXED, TASK_MOVING, TASK_SPEC
@@ -250,6 +250,24 @@ class TestProgress:
         applier.apply([], lines)
         with store.read() as snapshot:
             assert snapshot.rows("SELECT message FROM task_logs ORDER BY position") == [(f"line {n}",) for n in range(1, 6)]
+
+    @pytest.mark.parametrize("end", [Cleaned(requested_by="ada", reason="requested"), Erased(requested_by="ada", events=[])])
+    @pytest.mark.parametrize("apart", [False, True])
+    def test_what_a_task_gave_up_does_not_come_back_with_lines_that_are_late(
+        self, store: Store, end: EventData, apart: bool
+    ) -> None:
+        history = History()
+        history.task("t1", submission(), STARTED, DONE, end)
+        history.task("t2", submission(), STARTED)
+        late = [report_message(n, f"t{n}", 1, Log([LogLine("hello")])) for n in (1, 2)]
+        late += [report_message(2 + n, f"t{n}", 1, Progress(done=1)) for n in (1, 2)]
+        applier = new_applier(store)
+        if apart:
+            applier.apply(history.messages(), [])
+        applier.apply(history.messages(), late)
+        assert self.newest(store) == [("t2", 1, 1.0, 4)]
+        with store.read() as snapshot:
+            assert snapshot.rows("SELECT task_id FROM task_logs") == [("t2",)]
 
     def test_an_unreadable_line_is_counted_and_passed_over(self, store: Store) -> None:
         applier = new_applier(store)
