@@ -8,9 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import nats.errors
+from nats.js.errors import APIError, NotFoundError
+
 from eventq.events.broker import Broker
 from eventq.events.envelope import decode
 from eventq.events.erasure import payload_of
+from eventq.events.errors import LogUnavailable
 from eventq.events.reader import Message, Tail
 from eventq.events.subjects import EVENTS
 from eventq.events.task_events import Erased
@@ -45,21 +49,30 @@ class Tombstones:
         return {position: self._left[position] for position in positions if position in self._left}
 
     async def _read(self) -> None:
-        """All ``erased`` events that came since this was last asked."""
-        facts = await self._broker.stream_facts(EVENTS)
-        end = 0 if facts is None else facts.last
-        if end <= self._read_up_to:
+        """All ``erased`` events that came since this was last asked.
+
+        Raises ``LogUnavailable`` where they cannot be read: without them, what was erased would be taken for lost.
+        """
+        newest = await self._newest()
+        if newest <= self._read_up_to:
             return
         async with Tail(self._broker, EVENTS, after=self._read_up_to, subject=ERASED) as tail:
-            pending = 1
-            while pending:
-                batch = await tail.next(timeout_s=1.0)
+            while tail.position < newest:
+                batch = await tail.next(timeout_s=SILENCE_MAX_S)
                 if not batch:
-                    break
+                    raise LogUnavailable(f"the log did not show its erasures up to position {newest} in {SILENCE_MAX_S:g} s")
                 for message in batch:
                     self._keep(message)
-                pending = batch[-1].pending
-        self._read_up_to = end
+        self._read_up_to = newest
+
+    async def _newest(self) -> int:
+        """The position of the newest ``erased`` event; 0 where there is none."""
+        try:
+            return (await self._broker.js.get_last_msg(EVENTS, ERASED)).seq or 0
+        except NotFoundError:
+            return 0
+        except (nats.errors.Error, APIError, TimeoutError) as error:
+            raise LogUnavailable(f"the broker does not say what was erased: {error!r}") from error
 
     def _keep(self, message: Message) -> None:
         data = decode(message.payload, message.subject).data

@@ -149,6 +149,20 @@ async def test_a_projection_of_a_log_with_erased_beginnings_is_folded_from_nothi
     assert (status, verified["equal"], verified["differences"]) == (200, True, [])
 
 
+async def test_a_slow_broker_does_not_make_what_was_erased_look_lost(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    task_id = await secret_task(backend)
+    await backend.post(f"/tasks/{task_id}/erase")
+    add_consumer = backend.broker.js.add_consumer
+
+    async def slow(*args: Any, **options: Any) -> Any:
+        await asyncio.sleep(1.5)
+        return await add_consumer(*args, **options)
+
+    monkeypatch.setattr(backend.broker.js, "add_consumer", slow)
+    status, answer = await backend.post("/projection/rebuild")
+    assert (status, answer.get("code")) == (200, None)
+
+
 async def test_a_hole_that_no_erasure_accounts_for_still_halts_the_projection(backend: Backend) -> None:
     task_id = await secret_task(backend)
     await backend.post(f"/tasks/{task_id}/erase")
