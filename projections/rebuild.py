@@ -2,7 +2,8 @@
 
 A rebuild ends in one atomic rename; reads go on throughout and lose nothing. A verification compares: every row is reduced
 to a digest, of the live file at one moment (its checkpoint) and of a file folded from the log up to that position. Where they
-differ, the first difference is named, by position. Progress and log lines are not compared: their stream forgets.
+differ, the first difference is named, by position. Progress and log lines are not compared: their stream forgets. Nor is what
+stood in rows that were erased after that moment: the log cannot tell any more.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Self, TypeVar
 import structlog
 
 from eventq.events.broker import Broker
+from eventq.events.envelope import decode
 from eventq.events.errors import Damaged, LogUnavailable, Unavailable
 from eventq.events.reader import Message, Tail
 from eventq.events.subjects import EVENTS, PROGRESS
@@ -135,12 +137,13 @@ async def verify(store: Store, broker: Broker) -> Verified:
         position = await asyncio.to_thread(store.take_digests, rebuild)
         replayer = await stack.enter_async_context(Replayer(broker, rebuild))
         await replayer.replay_to(EVENTS, position)
-        tables, differences = await replayer.in_thread(rebuild.compare)
+        tables, differences = await replayer.in_thread(partial(rebuild.compare, replayer.rows_erased_after(position)))
     return Verified(position, time.monotonic() - started, tables, differences)
 
 
 class Replayer:
-    """Folds the log into one file, in a thread of its own, so that receiving and writing overlap."""
+    """Folds the log into one file, in a thread of its own, so that receiving and writing overlap. What was erased before it
+    began does not come into the file, also where its deletion from the log has yet to be completed."""
 
     def __init__(self, broker: Broker, rebuild: Rebuild) -> None:
         self._broker = broker
@@ -164,6 +167,16 @@ class Replayer:
     async def in_thread(self, work: Callable[[], T]) -> T:
         """Run ``work`` in the writing thread."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    def rows_erased_after(self, position: int) -> dict[str, list[str]]:
+        """By table, the keys of rows that an erasure after ``position`` emptied here."""
+        emptied: dict[str, list[str]] = {"events": [], "tasks": [], "attempts": []}
+        for left in self._tombstones.erased_after(position):
+            event = decode(left.payload, left.subject)
+            emptied["events"].append(str(left.position))
+            emptied["tasks"].append(event.aggregate_id)
+            emptied["attempts"].append(f"{event.aggregate_id} attempt {event.attempt}")
+        return emptied
 
     async def replay_all(self) -> int:
         """Apply both streams up to where they end now. Answers how many messages that were."""
@@ -191,7 +204,7 @@ class Replayer:
             if not (done or len(waiting) >= BATCH_MAX or (idle and len(waiting) >= BATCH_MIN)):
                 continue
             if stream == EVENTS:
-                waiting = await self._tombstones.fill(taken, waiting, until if done else None)
+                waiting = self._tombstones.instead(await self._tombstones.fill(taken, waiting, until if done else None))
             taken = until if done else waiting[-1].position
             if writing is not None:
                 await writing
@@ -216,6 +229,7 @@ class Replayer:
             for stream in (EVENTS, PROGRESS):
                 await self.in_thread(partial(applier.begin, stream, await first_checkpoint(self._broker, stream)))
             await check_events(self._broker, applier.checkpoints[EVENTS], self._tombstones)
+            await self._tombstones.read()
             self._applier = applier
         return self._applier
 

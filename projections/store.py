@@ -20,7 +20,7 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.resources import files
@@ -354,8 +354,9 @@ class Rebuild:
         with _transaction(self._file) as transaction:
             yield transaction
 
-    def compare(self) -> tuple[dict[str, tuple[int, str]], list[Difference]]:
-        """The live tables' row counts and hashes, and the first difference of each table from this file's rows."""
+    def compare(self, contents_aside: Mapping[str, Sequence[str]]) -> tuple[dict[str, tuple[int, str]], list[Difference]]:
+        """The live tables' row counts and hashes, and the first difference of each table from this file's rows.
+        ``contents_aside``: by table, the keys of rows that must be there on both sides, whatever they hold."""
         tables: dict[str, tuple[int, str]] = {}
         differences: list[Difference] = []
         run = self._file.connection.execute
@@ -368,7 +369,10 @@ class Rebuild:
                 f"SELECT coalesce(live.key, log.key), coalesce(live.position, log.position),"
                 f" live.key IS NOT NULL, log.key IS NOT NULL"
                 f" FROM {live} AS live FULL JOIN ({_digests(table)}) AS log ON live.key = log.key"
-                f" WHERE live.digest IS DISTINCT FROM log.digest ORDER BY 2, 1 LIMIT 1"
+                f" WHERE live.digest IS DISTINCT FROM log.digest"
+                f" AND (live.key IS NULL OR log.key IS NULL OR live.key NOT IN (SELECT unnest($1::VARCHAR[])))"
+                f" ORDER BY 2, 1 LIMIT 1",
+                [list(contents_aside.get(table, ()))],
             ).fetchone()
             if differing is not None:
                 differences.append(Difference(table, *differing))

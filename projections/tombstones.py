@@ -29,6 +29,7 @@ class Tombstones:
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
         self._left: dict[int, Message] = {}
+        self._erased_at: dict[int, int] = {}
         self._read_up_to = 0
 
     async def fill(self, after: int, messages: Sequence[Message], until: int | None = None) -> list[Message]:
@@ -45,10 +46,18 @@ class Tombstones:
     async def at(self, positions: Sequence[int]) -> dict[int, Message]:
         """What is left of the events at these positions, of those that were erased."""
         if not all(position in self._left for position in positions):
-            await self._read()
+            await self.read()
         return {position: self._left[position] for position in positions if position in self._left}
 
-    async def _read(self) -> None:
+    def instead(self, messages: Sequence[Message]) -> list[Message]:
+        """``messages`` with what is to be left of them, as far as is known: also where the messages themselves still stand."""
+        return [self._left.get(message.position, message) for message in messages]
+
+    def erased_after(self, position: int) -> list[Message]:
+        """What is left of events that were erased by an event after ``position``, of those that are known."""
+        return [self._left[left] for left, erased_at in self._erased_at.items() if erased_at > position]
+
+    async def read(self) -> None:
         """All ``erased`` events that came since this was last asked.
 
         Raises ``LogUnavailable`` where they cannot be read: without them, what was erased would be taken for lost.
@@ -79,4 +88,5 @@ class Tombstones:
         assert isinstance(data, Erased)
         for left in data.events:
             payload = payload_of(left)
+            self._erased_at[left.position] = message.position
             self._left[left.position] = Message(left.position, left.subject, payload, message.stored_ns, message.pending)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from nats.js.errors import NotFoundError
@@ -17,8 +17,9 @@ from eventq.events.errors import BlobNotFound
 from eventq.events.report import Log, LogLine, Progress
 from eventq.events.reporting import publish_report
 from eventq.events.subjects import EVENTS, PROGRESS
-from eventq.projections.rebuild import rebuild_after_erasures, verify
-from eventq.services.disposal import Disposal, dispose_erased
+from eventq.projections.rebuild import Replayer, rebuild_after_erasures, verify
+from eventq.projections.store import COMPARED, Rebuild
+from eventq.services.disposal import Disposal, dispose_erased, erase
 from eventq.services.follower import Follower
 from eventq.services.reading import fresh_task
 from tests.services.backend import Backend
@@ -149,10 +150,47 @@ async def test_a_projection_of_a_log_with_erased_beginnings_is_folded_from_nothi
     assert (status, verified["equal"], verified["differences"]) == (200, True, [])
 
 
+async def test_a_verification_does_not_mind_what_is_erased_meanwhile(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    task_id, store, loop = await secret_task(backend), backend.projector.store, asyncio.get_running_loop()
+    take_digests = store.take_digests
+
+    def then_erased(rebuild: Rebuild) -> int:
+        position = take_digests(rebuild)
+        erasing = erase(backend.log, backend.api.blobs, task_id, "ada", None)
+        asyncio.run_coroutine_threadsafe(erasing, loop).result(10)
+        return position
+
+    monkeypatch.setattr(store, "take_digests", then_erased)
+    verified = await verify(store, backend.broker)
+    assert verified.differences == []
+    assert verified.tables["events"][0] == verified.position < await backend.last_position()
+
+
+async def test_a_file_that_is_made_anew_before_the_deletions_holds_nothing_of_what_was_erased(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task_id = await secret_task(backend)
+
+    async def dies(*_: Any) -> None:
+        raise ConnectionResetError
+
+    monkeypatch.setattr("eventq.services.disposal.dispose_erased", dies)
+    await backend.post(f"/tasks/{task_id}/erase")
+    rebuild = backend.projector.store.new_rebuild()
+    async with Replayer(backend.broker, rebuild) as replayer:
+        await replayer.replay_to(EVENTS, await backend.last_position() - 1)  # in a long log the erasure is folded much later
+        with rebuild.transaction() as transaction:
+            rows = [transaction.execute(f"SELECT * FROM {table}") for table in COMPARED]
+        assert SECRET not in str(rows)
+        await replayer.replay_all()
+    rebuild.discard()
+    assert (await verify(backend.projector.store, backend.broker)).equal
+
+
 async def test_a_slow_broker_does_not_make_what_was_erased_look_lost(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     task_id = await secret_task(backend)
     await backend.post(f"/tasks/{task_id}/erase")
-    add_consumer = backend.broker.js.add_consumer
+    add_consumer = cast("Any", backend.broker.js).add_consumer
 
     async def slow(*args: Any, **options: Any) -> Any:
         await asyncio.sleep(1.5)
