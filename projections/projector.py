@@ -49,6 +49,8 @@ class Projector:
         """Why the projector stopped folding; ``None`` while it runs. Reads go on from the last good state."""
         self.erased = asyncio.Event()
         """Set when what a task carried was erased: the file may hold its bytes in unused places until it is made anew."""
+        if store.erasure_noted:
+            self.erased.set()  # by a process that ended before it had done so
         self.started_over = 0
         """How often a damaged file was moved aside since this process started."""
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="projector")
@@ -135,6 +137,8 @@ class Projector:
             return False
         events, reports = await inflow.take()
         events = await self._tombstones.fill(applier.checkpoints[EVENTS].position, events)
+        if any(message.subject.endswith(".erased") for message in events):
+            await self.in_writer(self.store.note_erasure)
         if events or reports:
             applied = await self.in_writer(lambda: applier.apply(events, reports))
             self._tell(applier, applied.versions)

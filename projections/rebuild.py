@@ -99,6 +99,9 @@ async def rebuild_after_erasures(projector: Projector, *, quiet_s: float = QUIET
         projector.erased.clear()
         try:
             rebuilt = await rebuild_live(projector)
+            async with projector.paused():
+                if not projector.erased.is_set():
+                    await projector.in_writer(projector.store.forget_erasures)
         except (Unavailable, Damaged) as error:
             log.warning("projection.not_made_anew_yet", reason=error.detail)
             projector.erased.set()
@@ -118,6 +121,8 @@ async def rebuild_offline(folder: Path, broker: Broker) -> Rebuilt:
             messages = await replayer.replay_all()
             await replayer.close()
             store.replace(rebuild)
+        if store.erasure_noted:
+            store.forget_erasures()
         with store.read() as snapshot:
             position = snapshot.position
     finally:

@@ -5,9 +5,9 @@ writes ``rebuild.duckdb`` beside it and becomes the next generation by one renam
 one. Readers that are inside the old file finish there. One process holds the folder at a time (DuckDB's own rule), which
 a lock file says in a better sentence.
 
-The file is disposable: whatever is wrong with it, it is moved aside (``damaged-*``, the newest three are kept), and the
-rows are folded from the log again. A file with an unmerged WAL was not closed properly. Replaying a WAL can abort the whole
-process, so a child process does that first; if the child dies, the file goes aside and we live.
+The file is disposable: whatever is wrong with it, it is moved aside (``damaged-*``, the newest three are kept until something
+is erased), and the rows are folded from the log again. A file with an unmerged WAL was not closed properly. Replaying a WAL can
+abort the whole process, so a child process does that first; if the child dies, the file goes aside and we live.
 
 Threads: `transaction` belongs to the one writing thread, `read` to any number of reading threads.
 """
@@ -48,6 +48,8 @@ WAL_MAX = "64MB"
 THREADS = 2
 _GENERATION = re.compile(r"projection-(\d{6})\.duckdb")
 _REBUILD = "rebuild.duckdb"
+_SET_ASIDE = "damaged-projection-*.duckdb"
+_ERASURE = "erasure"
 
 COMPARED = {
     "events": "position",
@@ -309,6 +311,23 @@ class Store:
         self._switch_to(fresh, delete_old=False)
         self.damage = None
 
+    @property
+    def erasure_noted(self) -> bool:
+        """Whether the files of this folder may hold, in unused places or set aside, bytes of what was erased."""
+        return (self.folder / _ERASURE).exists()
+
+    def note_erasure(self) -> None:
+        """Remember, over a crash too, that something is about to be erased from the tables."""
+        if not self.erasure_noted:
+            (self.folder / _ERASURE).touch()
+            _sync_folder(self.folder)
+
+    def forget_erasures(self) -> None:
+        """Nothing of what was erased is in the current file: delete those that were set aside, which may have it still."""
+        for path in self.folder.glob(_SET_ASIDE):
+            _delete(path)
+        (self.folder / _ERASURE).unlink(missing_ok=True)
+
     def _switch_to(self, fresh: _File, *, delete_old: bool) -> None:
         with self._guard:
             old, self._file = self._file, fresh
@@ -502,7 +521,7 @@ def set_aside(path: Path) -> Path:
     for source, target in ((path, aside), (_wal_of(path), _wal_of(aside))):
         if source.exists():
             os.replace(source, target)
-    kept = sorted(path.parent.glob("damaged-projection-*.duckdb"))
+    kept = sorted(path.parent.glob(_SET_ASIDE))
     for old in kept[:-DAMAGED_KEPT]:
         _delete(old)
     return aside

@@ -17,8 +17,9 @@ from eventq.events.errors import BlobNotFound
 from eventq.events.report import Log, LogLine, Progress
 from eventq.events.reporting import publish_report
 from eventq.events.subjects import EVENTS, PROGRESS
+from eventq.projections.projector import Projector
 from eventq.projections.rebuild import Replayer, rebuild_after_erasures, verify
-from eventq.projections.store import COMPARED, Rebuild
+from eventq.projections.store import COMPARED, ProjectionDamaged, Rebuild
 from eventq.services.disposal import Disposal, dispose_erased, erase
 from eventq.services.follower import Follower
 from eventq.services.reading import fresh_task
@@ -114,6 +115,32 @@ async def test_an_erased_task_leaves_no_byte_of_what_it_carried(
     assert unharmed["task_kwargs"] == {"width": 10}
     own_nats_server.restart()
     assert bytes_hold(broker_files) == []
+
+
+async def test_a_file_that_was_set_aside_as_damaged_keeps_nothing_of_what_is_erased(backend: Backend, tmp_path: Path) -> None:
+    task_id, projector, tables = await secret_task(backend), backend.projector, tmp_path / "projection"
+    projector.store.damage = ProjectionDamaged("for this test")
+    await eventually(lambda: projector.started_over == 1, what="the file is set aside")
+    assert any(path.name.startswith("damaged-") for path in bytes_hold(tables))
+    forgetting = asyncio.create_task(rebuild_after_erasures(projector, quiet_s=0))
+    await backend.post(f"/tasks/{task_id}/erase")
+    await backend.get(f"/tasks/{task_id}")
+    await eventually(lambda: not projector.store.erasure_noted, what="the file is made anew")
+    assert bytes_hold(tables) == []
+    forgetting.cancel()
+    await asyncio.gather(forgetting, return_exceptions=True)
+
+
+async def test_a_process_that_ended_before_it_made_its_file_anew_does_so_later(backend: Backend) -> None:
+    task_id, store = await secret_task(backend), backend.projector.store
+    await backend.post(f"/tasks/{task_id}/erase")
+    await backend.get(f"/tasks/{task_id}")
+    assert Projector(store, backend.broker).erased.is_set(), "as the next process would begin"
+    forgetting = asyncio.create_task(rebuild_after_erasures(backend.projector, quiet_s=0))
+    await eventually(lambda: not store.erasure_noted, what="the file is made anew")
+    forgetting.cancel()
+    await asyncio.gather(forgetting, return_exceptions=True)
+    assert not Projector(store, backend.broker).erased.is_set()
 
 
 async def test_what_was_erased_cannot_be_had_from_the_past_nor_run_again(backend: Backend) -> None:
