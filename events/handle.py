@@ -42,10 +42,12 @@ async def handle_any(
     source: str,
     trace: Trace = NO_TRACE,
     state: S | None = None,
+    anew: bool = True,
 ) -> Handled[S]:
     """Carry out ``command`` or raise what the kind's rules say. ``state``: where the caller just read it.
 
-    A stale ``state`` does no harm: the version check refuses, and the command is decided anew on what is true.
+    A stale ``state`` does no harm: the version check refuses, and the command is decided anew on what is true. Not ``anew``:
+    it is meant for this state and no other, and ``VersionConflict`` is raised.
     """
     known = state
     for round_ in range(CONFLICTS_MAX):
@@ -60,6 +62,8 @@ async def handle_any(
         try:
             position = await log.append(event)
         except VersionConflict:
+            if not anew:
+                raise
             known = None
             continue
         return Handled(after, event, position)
@@ -79,6 +83,7 @@ async def handle(
     source: str,
     trace: Trace = NO_TRACE,
     task: Task | None = None,
+    anew: bool = True,
 ) -> Handled[Task]:
     """:func:`handle_any` for a task."""
-    return await handle_any(log, TASKS, task_id, command, source=source, trace=trace, state=task)
+    return await handle_any(log, TASKS, task_id, command, source=source, trace=trace, state=task, anew=anew)

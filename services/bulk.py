@@ -182,10 +182,10 @@ async def _steer(api: Api, body: BulkRequest, task_id: str, task: Task, requeste
         case "pause":
             command = PauseTask(requested_by, body.reason)
         case "resume":
-            return await resume(api, task_id, requested_by, trace)
+            return await resume(api, task_id, requested_by, trace, version=task.version)
         case _:
             return await clean(api.log, api.blobs, task_id, requested_by, trace)
-    return (await handle(api.log, task_id, command, source=SOURCE, trace=trace, task=task)).state
+    return (await handle(api.log, task_id, command, source=SOURCE, trace=trace, task=task, anew=False)).state
 
 
 def _chunks(things: Sequence[T]) -> Iterator[Sequence[T]]:

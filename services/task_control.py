@@ -32,10 +32,13 @@ async def pause(api: Api, task_id: str, requested_by: str, reason: str | None, t
     return handled.state
 
 
-async def resume(api: Api, task_id: str, requested_by: str, trace: Trace) -> Task:
-    """Let a paused task go on. Raises ``TaskNotFound`` or ``IllegalTransition``."""
+async def resume(api: Api, task_id: str, requested_by: str, trace: Trace, *, version: int | None = None) -> Task:
+    """Let a paused task go on. ``version``: at this one and no other. Raises ``TaskNotFound``, ``IllegalTransition`` or
+    ``VersionConflict``."""
 
     async def command(task: Task, now: datetime) -> Command:
+        if version is not None and task.version != version:
+            raise VersionConflict(task_id, version + 1)
         return ResumeTask(requested_by, now)
 
     return await change(api, task_id, command, trace)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
-from eventq.events.commands import CancelTask, ExpireLease, StartAttempt
+from eventq.events.commands import CancelTask, ExpireLease, PauseTask, ResumeTask, StartAttempt
+from eventq.events.envelope import Event
 from tests.services.backend import Backend
 
 
@@ -59,6 +61,34 @@ async def test_a_selection_that_changed_is_refused_with_a_new_preview(backend: B
     assert await backend.last_position() == before
     status, done = await bulk(backend, "cancel", {"tags": ["x"]}, answer["preview"])
     assert (status, done["done"]) == (200, 3 if change == "another" else 2)
+
+
+@pytest.mark.parametrize("action", ["cancel", "pause", "resume"])
+async def test_a_task_that_moves_while_it_is_acted_on_is_refused_by_itself(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch, action: str
+) -> None:
+    moved, other = await submitted(backend, 2, tags=["x"])
+    if action == "resume":
+        for task_id in (moved, other):
+            await backend.command(task_id, PauseTask("ada", None))
+    _, preview = await bulk(backend, action, {"tags": ["x"]})
+    append = backend.log.append
+
+    async def after_another(event: Event) -> int | None:
+        if event.aggregate_id != moved:
+            return await append(event)
+        monkeypatch.setattr(backend.log, "append", append)
+        if action == "resume":
+            await backend.command(moved, ResumeTask("bob", datetime.now(UTC)))
+            await backend.command(moved, PauseTask("bob", "not yet"))
+        else:
+            await backend.begin(moved)
+        return await append(event)
+
+    monkeypatch.setattr(backend.log, "append", after_another)
+    status, done = await bulk(backend, action, {"tags": ["x"]}, preview)
+    assert (status, done["done"], done["refused"]) == (200, 1, 1)
+    assert {task["task_id"]: task["code"] for task in done["tasks"]} == {moved: "VERSION_CONFLICT", other: None}
 
 
 async def test_retrying_in_bulk_twice_runs_each_once(backend: Backend) -> None:
