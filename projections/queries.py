@@ -177,6 +177,12 @@ class Queries:
         rows = await self._read(lambda snapshot: snapshot.rows(_SQL["subtasks"], wanted))
         return [row[0] for row in rows]
 
+    async def inputs_in_use(self, keys: Sequence[str], *, besides: str) -> set[str]:
+        """Those of these blobs that hold arguments of other tasks than ``besides``, or of schedules."""
+        wanted = {"keys": list(keys), "task_id": besides}
+        rows = await self._read(lambda snapshot: snapshot.rows(_SQL["inputs_in_use"], wanted))
+        return {row[0] for row in rows}
+
     async def timeline(self, task_id: str) -> Timeline:
         """A task's events, attempts and newest log lines, each oldest first."""
         return await self._read(lambda snapshot: _timeline(snapshot, task_id))

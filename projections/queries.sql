@@ -9,6 +9,12 @@ SELECT * FROM task_progress WHERE task_id IN (SELECT unnest($task_ids));
 -- name: subtasks
 SELECT task_id FROM tasks WHERE parent_task_id = $task_id AND created_position <= $as_of ORDER BY created_position LIMIT 1000;
 
+-- name: inputs_in_use
+SELECT wanted.key
+FROM (SELECT unnest($keys) AS key) AS wanted
+WHERE EXISTS (SELECT 1 FROM tasks WHERE json_extract_string(input, '$.key') = wanted.key AND task_id <> $task_id)
+   OR EXISTS (SELECT 1 FROM schedules WHERE status <> 'DELETED' AND contains(CAST(state AS VARCHAR), wanted.key));
+
 -- name: events_of
 -- The range of positions lets DuckDB skip all row groups outside the task's life.
 SELECT position, aggregate_id, version, type, time, attempt, source, event_id, previous,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+
 from aiohttp import web
 
 from eventq.events.task import Task
@@ -9,6 +11,7 @@ from eventq.services.answers import ControlAnswer
 from eventq.services.api import api_of, requester, trace_of
 from eventq.services.disposal import clean, erase
 from eventq.services.openapi import HttpRoutes, Reply
+from eventq.services.reading import up_to_date
 from eventq.services.schemas import ReasonRequest, TaskPath
 from eventq.services.task_views import etag
 
@@ -40,7 +43,12 @@ async def erase_task(request: web.Request, path: TaskPath, body: ReasonRequest |
     """
     api = api_of(request)
     reason = None if body is None else body.reason
-    handled = await erase(api.log, api.blobs, path.task_id, requester(request), reason, trace_of(request))
+
+    async def in_use(keys: Sequence[str]) -> Collection[str]:
+        await up_to_date(api)
+        return await api.queries.inputs_in_use(keys, besides=path.task_id)
+
+    handled = await erase(api.log, api.blobs, path.task_id, requester(request), reason, in_use, trace_of(request))
     api.freshness.note_write(path.task_id, handled.state.version)
     return _reply(path.task_id, handled.state, "Task erased")
 

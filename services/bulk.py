@@ -12,20 +12,17 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-import nats.errors
-from nats.js.errors import APIError
-
 from eventq.events.commands import CancelTask, CleanTask, Command, PauseTask, ResumeTask
 from eventq.events.envelope import Trace
-from eventq.events.errors import EventqError, InvalidInput, LogUnavailable, VersionConflict
+from eventq.events.errors import EventqError, InvalidInput, VersionConflict
 from eventq.events.handle import handle, read_task
-from eventq.events.subjects import EVENTS
 from eventq.events.task import ACCEPTS, Status, Task
 from eventq.projections.queries import TaskFilter
 from eventq.services.api import SOURCE, Api
 from eventq.services.bulk_models import SAMPLE_MAX, Action, BulkAnswer, BulkRequest, DoneAnswer, SelectionChanged, TaskSelector
 from eventq.services.disposal import clean
 from eventq.services.idempotency import keyed_id
+from eventq.services.reading import up_to_date
 from eventq.services.submission import RETRYABLE, repeat
 from eventq.services.task_control import resume
 
@@ -118,11 +115,7 @@ async def carry_out(api: Api, body: BulkRequest, requested_by: str, trace: Trace
 
 async def select(api: Api, wanted: TaskFilter, admits: frozenset[Status]) -> Selection:
     """What matches and has one of the statuses ``admits``, as new as the log. Raises ``InvalidInput`` above the limit."""
-    try:
-        facts = await api.log.broker.stream_facts(EVENTS)
-    except (nats.errors.Error, APIError, TimeoutError) as error:
-        raise LogUnavailable(f"nothing was done: the broker does not tell where the log ends: {error!r}") from error
-    await api.freshness.wait_for_position(0 if facts is None else facts.last, api.limits.read_wait_s)
+    await up_to_date(api)
     statuses = tuple(status for status in Status if status in admits and status in (wanted.statuses or admits))
     most = api.limits.bulk_tasks_max
     if not statuses:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from datetime import datetime, timedelta
 
 import nats.errors
@@ -52,6 +52,9 @@ SILENCE_S = 5.0
 RECENT_S = 7 * 24 * 3600.0
 """Deletions of tasks that were cleaned up longer ago are taken to be done when a scheduler starts."""
 
+InUse = Callable[[Sequence[str]], Awaitable[Collection[str]]]
+"""Which of these blobs hold arguments of others than the task that is erased."""
+
 _NOT_ANSWERED = (nats.errors.Error, APIError, TimeoutError)
 
 
@@ -68,9 +71,16 @@ async def clean(log_: EventLog, blobs: BlobStore, task_id: str, requested_by: st
 
 
 async def erase(
-    log_: EventLog, blobs: BlobStore, task_id: str, requested_by: str, reason: str | None, trace: Trace = NO_TRACE
+    log_: EventLog,
+    blobs: BlobStore,
+    task_id: str,
+    requested_by: str,
+    reason: str | None,
+    in_use: InUse,
+    trace: Trace = NO_TRACE,
 ) -> Handled[Task]:
-    """Destroy all that a finished task carried: in the log, in the blob store, in its progress.
+    """Destroy all that a finished task carried: in the log, in the blob store, in its progress. Arguments that others were
+    given as well, by reference to the same blob, stay for them.
 
     Raises ``TaskNotFound``, ``IllegalTransition`` while it is not finished, and ``PayloadTooLarge`` where its history is too
     long for what would have to be left of it.
@@ -85,7 +95,8 @@ async def erase(
     history = await _history(log_, task_id, task.version)
     left = [found for found in map(tombstone, history) if found is not None]
     inputs = sorted({key for stored in history for key in inputs_of(stored.event)})
-    command = EraseTask(requested_by, reason, tuple(left), tuple(inputs))
+    shared = set(await in_use(inputs)) if inputs else set[str]()
+    command = EraseTask(requested_by, reason, tuple(left), tuple(key for key in inputs if key not in shared))
     try:
         handled = await handle(log_, task_id, command, source="api", trace=trace, task=task)
     except PayloadTooLarge as error:
@@ -93,6 +104,9 @@ async def erase(
         raise PayloadTooLarge("task_id", problem, limit=EVENT_MAX_BYTES, found=error.fields.get("found")) from error
     failpoint("erase.after_event")
     await dispose_erased(log_, blobs, task_id)
+    if shared:  # of those who share them, all may have been erased at once, each while it saw the others
+        for key in shared.difference(await in_use(sorted(shared))):
+            await blobs.delete_async(key)
     return handled
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from eventq.events.errors import InvalidInput, ProjectionLagging, TaskNotFound
+import nats.errors
+from nats.js.errors import APIError
+
+from eventq.events.errors import InvalidInput, LogUnavailable, ProjectionLagging, TaskNotFound
 from eventq.events.subjects import EVENTS
 from eventq.projections.queries import TaskRow
 from eventq.services.api import Api
@@ -23,6 +26,15 @@ async def fresh_enough(api: Api, *, min_position: int | None = None) -> None:
         await api.freshness.wait_for_position(min_position, wait_s)
     if api.freshness.halted is None:
         await api.freshness.wait_own_writes(wait_s)
+
+
+async def up_to_date(api: Api) -> None:
+    """Return once all that the log holds now is visible here. Raises ``LogUnavailable`` and ``ProjectionLagging``."""
+    try:
+        facts = await api.log.broker.stream_facts(EVENTS)
+    except (nats.errors.Error, APIError, TimeoutError) as error:
+        raise LogUnavailable(f"nothing was done: the broker does not tell where the log ends: {error!r}") from error
+    await api.freshness.wait_for_position(0 if facts is None else facts.last, api.limits.read_wait_s)
 
 
 async def fresh_task(api: Api, task_id: str, *, min_version: int | None = None, min_position: int | None = None) -> TaskRow:

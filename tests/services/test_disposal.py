@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
@@ -14,8 +14,10 @@ from nats.js.errors import NotFoundError
 from eventq.events.blob_keys import output_key
 from eventq.events.commands import CompleteAttempt
 from eventq.events.errors import BlobNotFound
+from eventq.events.handle import read_state
 from eventq.events.report import Log, LogLine, Progress
 from eventq.events.reporting import publish_report
+from eventq.events.schedule import SCHEDULES
 from eventq.events.subjects import EVENTS, PROGRESS
 from eventq.projections.projector import Projector
 from eventq.projections.rebuild import Replayer, rebuild_after_erasures, verify
@@ -154,6 +156,50 @@ async def test_what_was_erased_cannot_be_had_from_the_past_nor_run_again(backend
         assert (status, answer["code"]) == (409, "TASK_ERASED")
 
 
+async def arguments_are_there(backend: Backend, task_id: str) -> bool:
+    """Of a task with large ones."""
+    row = await fresh_task(backend.api, task_id)
+    assert row.input is not None
+    try:
+        return bool(await backend.api.blobs.get_async(row.input))
+    except BlobNotFound:
+        return False
+
+
+async def test_arguments_that_others_were_given_too_stay_until_the_last_is_erased(backend: Backend, tmp_path: Path) -> None:
+    large = {"width": 1, "name": SECRET * 4_000}
+    task_id = (await backend.submit(task_kwargs=large))["task_id"]
+    await backend.fail(task_id)
+    _, retried = await backend.post(f"/tasks/{task_id}/retry")
+    await backend.post(f"/tasks/{task_id}/erase")
+    assert await arguments_are_there(backend, retried["task_id"])
+    await backend.complete(retried["task_id"])
+    await backend.post(f"/tasks/{retried['task_id']}/erase")
+    assert bytes_hold(tmp_path / "blobs") == []
+
+
+async def test_a_schedule_keeps_its_arguments_when_one_of_its_tasks_is_erased(backend: Backend) -> None:
+    large = {"width": 1, "name": SECRET * 4_000}
+    schedule = {"schedule_id": "nightly", "cron": "0 0 * * *", "task_name": "resize", "task_kwargs": large}
+    assert (await backend.post("/schedules", schedule))[0] == 201
+    made = await backend.submit(task_kwargs=large)
+    await backend.complete(made["task_id"])
+    await backend.post(f"/tasks/{made['task_id']}/erase")
+    later = await read_state(backend.log, SCHEDULES, "nightly", fresh=True)
+    assert later.required_spec.task.input is not None
+    assert await backend.api.blobs.get_async(later.required_spec.task.input)
+
+
+async def test_two_that_share_their_arguments_and_are_erased_at_once_leave_none(backend: Backend, tmp_path: Path) -> None:
+    large = {"width": 1, "name": SECRET * 4_000}
+    ids = [(await backend.submit(task_kwargs=large))["task_id"] for _ in range(2)]
+    for task_id in ids:
+        await backend.complete(task_id)
+    answers = await asyncio.gather(*(backend.post(f"/tasks/{task_id}/erase") for task_id in ids))
+    assert [status for status, _ in answers] == [200, 200]
+    assert bytes_hold(tmp_path / "blobs") == []
+
+
 async def test_erasing_again_spares_arguments_that_a_later_task_was_given(backend: Backend) -> None:
     large = {"width": 1, "name": "x" * 100_000}
     erased = await backend.submit(task_kwargs=large)
@@ -161,9 +207,7 @@ async def test_erasing_again_spares_arguments_that_a_later_task_was_given(backen
     await backend.post(f"/tasks/{erased['task_id']}/erase")
     later = await backend.submit(task_kwargs=large)
     assert (await backend.post(f"/tasks/{erased['task_id']}/erase"))[0] == 200
-    row = await fresh_task(backend.api, later["task_id"])
-    assert row.input is not None
-    assert await backend.api.blobs.get_async(row.input)
+    assert await arguments_are_there(backend, later["task_id"])
 
 
 async def test_a_projection_of_a_log_with_erased_beginnings_is_folded_from_nothing(backend: Backend) -> None:
@@ -178,12 +222,15 @@ async def test_a_projection_of_a_log_with_erased_beginnings_is_folded_from_nothi
 
 
 async def test_a_verification_does_not_mind_what_is_erased_meanwhile(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def unused(_: Sequence[str]) -> Collection[str]:
+        return ()
+
     task_id, store, loop = await secret_task(backend), backend.projector.store, asyncio.get_running_loop()
     take_digests = store.take_digests
 
     def then_erased(rebuild: Rebuild) -> int:
         position = take_digests(rebuild)
-        erasing = erase(backend.log, backend.api.blobs, task_id, "ada", None)
+        erasing = erase(backend.log, backend.api.blobs, task_id, "ada", None, unused)
         asyncio.run_coroutine_threadsafe(erasing, loop).result(10)
         return position
 
