@@ -270,7 +270,8 @@ class Store:
     def new_rebuild(self) -> Rebuild:
         """An empty file beside the current one, to be filled and then made current with :meth:`replace`.
 
-        Raises :class:`ProjectionBusy` while there is one already. End it with :meth:`Rebuild.discard` in any case.
+        Raises :class:`ProjectionBusy` while there is one already and :class:`ProjectionUnwritable` where none can be made. End
+        it with :meth:`Rebuild.discard` in any case.
         """
         if self._rebuild is not None and not self._rebuild.discarded:
             raise ProjectionBusy("a rebuild or verification of this projection is running already")
@@ -287,9 +288,9 @@ class Store:
     def replace(self, rebuilt: Rebuild) -> None:
         """Make a filled rebuild the current file. Reads in progress finish on the old one, none is refused.
 
-        For the writing thread, between transactions.
+        For the writing thread, between transactions. Raises ``ProjectionUnwritable`` with the old file still the current one.
         """
-        rebuilt.close()
+        rebuilt.finish()
         old = self._file
         path = _path_of(self.folder, _generation(old.path) + 1)
         os.replace(rebuilt.path, path)
@@ -364,7 +365,10 @@ class Rebuild:
         self.path = folder / _REBUILD
         self.discarded = False
         self._clean()
-        self._file = _create(self.path)
+        try:
+            self._file = _create(self.path)
+        except duckdb.Error as error:
+            raise ProjectionUnwritable(f"{self.path.name} cannot be created: {error}", path=str(self.path)) from error
         self._file.connection.execute("SET wal_autocheckpoint = '1GB'")
 
     @contextmanager
@@ -401,8 +405,17 @@ class Rebuild:
         """Where the digests of the live table are left."""
         return self.path.with_name(f"rebuild-{table}.parquet")
 
+    def finish(self) -> None:
+        """Merge everything into the file and close it. Raises ``ProjectionUnwritable`` where that cannot be done: what is not
+        merged stands in the WAL, which does not come along."""
+        try:
+            self._file.connection.execute("CHECKPOINT")
+        except duckdb.Error as error:
+            raise ProjectionUnwritable(f"{self.path.name} cannot be finished: {error}", path=str(self.path)) from error
+        self.close()
+
     def close(self) -> None:
-        """Merge everything into the file and close it."""
+        """Close the file, whatever is in it."""
         self._file.close()
 
     def discard(self) -> None:

@@ -165,6 +165,40 @@ def test_a_batch_that_the_disk_does_not_take_can_be_applied_again_when_it_does(f
     store.close()
 
 
+FULL_DISK_IN_THE_END = """
+import resource, sys
+from pathlib import Path
+from eventq.projections.store import ProjectionUnwritable, Store
+from tests.projections.support import new_applier, random_history
+store = Store.open(Path(sys.argv[1]))
+messages = random_history(1, 500).messages()
+new_applier(store).apply(messages[:100], [])
+rebuild = store.new_rebuild()
+new_applier(rebuild).apply(messages, [])
+resource.setrlimit(resource.RLIMIT_FSIZE, (rebuild.path.stat().st_size, resource.RLIM_INFINITY))
+try:
+    store.replace(rebuild)
+except ProjectionUnwritable:
+    refused = True
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+rebuild.discard()
+with store.read() as snapshot:
+    assert snapshot.rows("SELECT count(*) FROM events") == [(100,)]
+assert refused
+store.close()
+"""
+
+
+def test_a_rebuild_that_the_disk_does_not_take_in_the_end_leaves_the_old_file(folder: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", FULL_DISK_IN_THE_END, str(folder)], check=False, capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr
+    store = Store.open(folder)
+    assert position(store) == 100
+    store.close()
+
+
 def test_a_failed_transaction_leaves_nothing(store: Store) -> None:
     def fail() -> None:
         with store.transaction() as transaction:
