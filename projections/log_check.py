@@ -18,9 +18,20 @@ from eventq.projections.applier import Checkpoint
 from eventq.projections.tombstones import Tombstones
 
 
+async def facts_of(broker: Broker, stream: str) -> StreamFacts:
+    """Facts of a stream. Raises ``LogUnavailable`` where the broker does not answer, ``LogDamaged`` where there is none."""
+    try:
+        facts = await broker.stream_facts(stream)
+    except (nats.errors.Error, APIError, TimeoutError) as error:
+        raise LogUnavailable(f"the broker does not say what it has of {stream}: {error!r}") from error
+    if facts is None:
+        raise LogDamaged(f"stream {stream} does not exist: it was deleted, or this is another broker", stream=stream)
+    return facts
+
+
 async def first_checkpoint(broker: Broker, stream: str) -> Checkpoint:
     """Where a file that holds nothing begins: before the first message of ``stream``."""
-    facts = await _facts(broker, stream)
+    facts = await facts_of(broker, stream)
     return Checkpoint(0, None, facts.created)
 
 
@@ -29,7 +40,7 @@ async def check_events(broker: Broker, checkpoint: Checkpoint, tombstones: Tombs
 
     Raises ``LogUnavailable`` where the broker does not answer: nothing is known then.
     """
-    facts = await _facts(broker, EVENTS)
+    facts = await facts_of(broker, EVENTS)
     position = checkpoint.position
     if facts.created != checkpoint.stream_created:
         raise LogDamaged(
@@ -60,22 +71,12 @@ async def _all_erased(tombstones: Tombstones, first: int, end: int) -> bool:
 async def check_progress(broker: Broker, checkpoint: Checkpoint) -> Checkpoint:
     """Where to go on in PROGRESS: at ``checkpoint``, or from the start of a stream that was made anew, or from the end of
     one that was rewound. Progress is no history: losing lines of it is survived, not refused."""
-    facts = await _facts(broker, PROGRESS)
+    facts = await facts_of(broker, PROGRESS)
     if facts.created != checkpoint.stream_created:
         return Checkpoint(0, None, facts.created)
     if facts.last < checkpoint.position:
         return Checkpoint(facts.last, None, facts.created)
     return checkpoint
-
-
-async def _facts(broker: Broker, stream: str) -> StreamFacts:
-    try:
-        facts = await broker.stream_facts(stream)
-    except (nats.errors.Error, APIError, TimeoutError) as error:
-        raise LogUnavailable(f"the broker does not say what it has of {stream}: {error!r}") from error
-    if facts is None:
-        raise LogDamaged(f"stream {stream} does not exist: it was deleted, or this is another broker", stream=stream)
-    return facts
 
 
 async def _check_event_at(broker: Broker, checkpoint: Checkpoint, tombstones: Tombstones) -> None:

@@ -27,7 +27,7 @@ from eventq.events.errors import Damaged, LogUnavailable, Unavailable
 from eventq.events.reader import Message, Tail
 from eventq.events.subjects import EVENTS, PROGRESS
 from eventq.projections.applier import Applied, Applier
-from eventq.projections.log_check import check_events, first_checkpoint, last_progress
+from eventq.projections.log_check import check_events, facts_of, first_checkpoint, last_progress
 from eventq.projections.projector import Projector
 from eventq.projections.store import Difference, Rebuild, Store
 from eventq.projections.tombstones import Tombstones
@@ -225,8 +225,7 @@ class Replayer:
         """The position of the newest message that there is: of PROGRESS the newest may have been deleted."""
         if stream == PROGRESS:
             return await last_progress(self._broker)
-        facts = await self._broker.stream_facts(stream)
-        return 0 if facts is None else facts.last
+        return (await facts_of(self._broker, stream)).last
 
     async def _begun(self) -> Applier:
         if self._applier is None:

@@ -12,6 +12,7 @@ import pytest
 from nats.js.errors import NotFoundError
 
 from eventq.events.blob_keys import output_key
+from eventq.events.broker import StreamFacts
 from eventq.events.commands import CompleteAttempt
 from eventq.events.errors import BlobNotFound
 from eventq.events.handle import read_state
@@ -143,6 +144,25 @@ async def test_a_process_that_ended_before_it_made_its_file_anew_does_so_later(b
     forgetting.cancel()
     await asyncio.gather(forgetting, return_exceptions=True)
     assert not Projector(store, backend.broker).erased.is_set()
+
+
+async def test_a_file_is_made_anew_although_the_broker_did_not_answer_at_first(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task_id, store, stream_facts = await secret_task(backend), backend.projector.store, backend.broker.stream_facts
+
+    async def silent(stream: str) -> StreamFacts | None:
+        monkeypatch.setattr(backend.broker, "stream_facts", stream_facts)
+        raise TimeoutError
+
+    await backend.post(f"/tasks/{task_id}/erase")
+    await backend.get(f"/tasks/{task_id}")
+    monkeypatch.setattr(backend.broker, "stream_facts", silent)
+    forgetting = asyncio.create_task(rebuild_after_erasures(backend.projector, quiet_s=0))
+    await eventually(lambda: forgetting.done() or not store.erasure_noted, what="the file is made anew")
+    assert not forgetting.done()
+    forgetting.cancel()
+    await asyncio.gather(forgetting, return_exceptions=True)
 
 
 async def test_what_was_erased_cannot_be_had_from_the_past_nor_run_again(backend: Backend) -> None:
