@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from datetime import datetime, timedelta
 
 import nats.errors
 import structlog
@@ -188,7 +187,8 @@ class Disposal:
         self._log = event_log
         self._blobs = blobs
         self.wake = asyncio.Event()
-        self._expiring: dict[str, datetime] = {}
+        self._expiring: dict[str, float] = {}
+        """By task id: when its result is given up, in POSIX seconds of the broker's clock."""
         self._cleaned: dict[str, float] = {}
         self._erased: dict[str, float] = {}
         """By task id: when its event was stored, in POSIX seconds."""
@@ -208,7 +208,7 @@ class Disposal:
             if time.time() - stored_at < RECENT_S:
                 self._cleaned[fact.id] = stored_at
         elif (ttl_s := fact.state.get("result_ttl_s")) is not None and fact.state["status"] in TERMINAL:
-            self._expiring[fact.id] = fact.time + timedelta(seconds=ttl_s)
+            self._expiring[fact.id] = stored_at + ttl_s
 
     async def run(self, follower: Follower) -> None:
         """Look once a second, whenever all of the log has been seen. Run it until it is cancelled."""
@@ -224,9 +224,11 @@ class Disposal:
 
     async def act(self) -> None:
         """Do what is due. Raises ``Unavailable``; then it is done again."""
+        if self._expiring:  # by the broker's clock, which stamped the end: what a wrong one here would give up early is lost
+            broker_now = (await self._log.broker.time()).timestamp()
+            for task_id in [each for each, at in self._expiring.items() if at <= broker_now]:
+                await self._expire(task_id)
         now = time.time()
-        for task_id in [each for each, at in self._expiring.items() if at.timestamp() <= now]:
-            await self._expire(task_id)
         for task_id in [each for each, at in self._cleaned.items() if at + PATIENCE_S <= now]:
             await dispose_files(self._log, self._blobs, task_id)
             self._cleaned.pop(task_id, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Collection, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -335,7 +336,12 @@ async def test_a_scheduler_completes_what_a_killed_server_left(
     await asyncio.gather(*running, return_exceptions=True)
 
 
-async def test_a_result_is_given_up_when_its_time_is_over_and_not_before(backend: Backend) -> None:
+@pytest.mark.parametrize("clock_is_off_by_s", [0.0, 7200.0, -7200.0])
+async def test_a_result_is_given_up_when_its_time_is_over_and_not_before(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch, clock_is_off_by_s: float
+) -> None:
+    right_time = time.time
+    monkeypatch.setattr("eventq.services.disposal.time.time", lambda: right_time() + clock_is_off_by_s)
     short = (await backend.submit(result_ttl_seconds=0.2))["task_id"]
     long = (await backend.submit(result_ttl_seconds=3600))["task_id"]
     unfinished = (await backend.submit(result_ttl_seconds=0.2))["task_id"]
