@@ -171,13 +171,19 @@ async def _overwrite(log_: EventLog, stream: str, positions: Sequence[int]) -> N
     for position in positions:
         try:
             await log_.broker.js.delete_msg(stream, position)
-        except NotFoundError:
-            continue
-        except APIError as error:
-            if error.code != 400 and error.err_code != 10057:  # it is gone already
+        except (NotFoundError, *_NOT_ANSWERED) as error:
+            if await _stands(log_, stream, position):  # the broker says the same where it must not delete and where it cannot
                 raise LogUnavailable(f"message {position} of {stream} could not be deleted: {error!r}") from error
-        except _NOT_ANSWERED as error:
-            raise LogUnavailable(f"message {position} of {stream} could not be deleted: {error!r}") from error
+
+
+async def _stands(log_: EventLog, stream: str, position: int) -> bool:
+    try:
+        await log_.broker.js.get_msg(stream, position)
+    except NotFoundError:
+        return False
+    except _NOT_ANSWERED as error:
+        raise LogUnavailable(f"message {position} of {stream} cannot be looked for: {error!r}") from error
+    return True
 
 
 class Disposal:

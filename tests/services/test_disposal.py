@@ -166,6 +166,16 @@ async def test_a_file_is_made_anew_although_the_broker_did_not_answer_at_first(
     await asyncio.gather(forgetting, return_exceptions=True)
 
 
+async def test_an_erasure_that_the_broker_refuses_is_not_called_done(backend: Backend, own_nats_server: NatsServer) -> None:
+    task_id = await secret_task(backend)
+    config = (await backend.broker.request(f"$JS.API.STREAM.INFO.{EVENTS}", {}))["config"]
+    await backend.broker.request(f"$JS.API.STREAM.UPDATE.{EVENTS}", config | {"deny_delete": True})
+    for _ in range(2):
+        status, answer = await backend.post(f"/tasks/{task_id}/erase")
+        assert (status, answer["code"]) == (503, "LOG_UNAVAILABLE")
+    assert bytes_hold(own_nats_server.store_dir)
+
+
 async def test_what_was_erased_cannot_be_had_from_the_past_nor_run_again(backend: Backend) -> None:
     task_id = await secret_task(backend)
     _, before = await backend.get(f"/tasks/{task_id}")
