@@ -38,6 +38,7 @@ from eventq.events.subjects import EVENTS, PROGRESS, progress_subject
 from eventq.events.task import TERMINAL, Task, decide
 from eventq.events.task_events import Erased
 from eventq.services.follower import Fact, Follower
+from eventq.services.side_by_side import side_by_side
 
 log = structlog.get_logger("eventq.disposal")
 
@@ -229,20 +230,33 @@ class Disposal:
                 await asyncio.sleep(1)
 
     async def act(self) -> None:
-        """Do what is due. Raises ``Unavailable``; then it is done again."""
-        if self._expiring:  # by the broker's clock, which stamped the end: what a wrong one here would give up early is lost
-            broker_now = (await self._log.broker.time()).timestamp()
-            for task_id in [each for each, at in self._expiring.items() if at <= broker_now]:
-                await self._expire(task_id)
+        """Do what is due, whatever becomes of the others. Raises what kept it from something; that is done again."""
         now = time.time()
-        for task_id in [each for each, at in self._cleaned.items() if at + PATIENCE_S <= now]:
-            await dispose_files(self._log, self._blobs, task_id)
-            self._cleaned.pop(task_id, None)
-        for task_id in [each for each, at in self._erased.items() if at + PATIENCE_S <= now]:
-            if await self._log.at("tasks", task_id, 1) is not None:
-                await dispose_erased(self._log, self._blobs, task_id)
-                log.info("disposal.completed", task_id=task_id)
-            self._erased.pop(task_id, None)
+        cleaned = [task_id for task_id, at in self._cleaned.items() if at + PATIENCE_S <= now]
+        erased = [task_id for task_id, at in self._erased.items() if at + PATIENCE_S <= now]
+        failures = await side_by_side(erased, self._complete_erasure)
+        failures += await side_by_side(cleaned, self._complete_clean_up)
+        failures += await side_by_side(await self._over(), self._expire)
+        if failures:
+            raise failures[0][1]
+
+    async def _over(self) -> list[str]:
+        """Whose results are to be given up: by the broker's clock, which stamped their end. What a wrong clock here would give
+        up early is lost."""
+        if not self._expiring:
+            return []
+        now = (await self._log.broker.time()).timestamp()
+        return [task_id for task_id, at in self._expiring.items() if at <= now]
+
+    async def _complete_erasure(self, task_id: str) -> None:
+        if await self._log.at("tasks", task_id, 1) is not None:
+            await dispose_erased(self._log, self._blobs, task_id)
+            log.info("disposal.completed", task_id=task_id)
+        self._erased.pop(task_id, None)
+
+    async def _complete_clean_up(self, task_id: str) -> None:
+        await dispose_files(self._log, self._blobs, task_id)
+        self._cleaned.pop(task_id, None)
 
     async def _expire(self, task_id: str) -> None:
         try:

@@ -15,7 +15,8 @@ from nats.js.errors import NotFoundError
 from eventq.events.blob_keys import output_key
 from eventq.events.broker import StreamFacts
 from eventq.events.commands import CompleteAttempt
-from eventq.events.errors import BlobNotFound
+from eventq.events.ending import end
+from eventq.events.errors import BlobNotFound, LogUnavailable
 from eventq.events.handle import read_state
 from eventq.events.report import Log, LogLine, Progress
 from eventq.events.reporting import publish_report
@@ -344,6 +345,35 @@ async def test_a_scheduler_completes_what_a_killed_server_left(
     for task in running:
         task.cancel()
     await asyncio.gather(*running, return_exceptions=True)
+
+
+async def test_a_deletion_that_fails_does_not_hold_up_the_others(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    doomed, other = await secret_task(backend), await secret_task(backend)
+    monkeypatch.setattr("eventq.services.disposal.dispose_erased", left_undone)
+    for task_id in (doomed, other):
+        assert (await backend.post(f"/tasks/{task_id}/erase"))[0] == 200
+
+    async def fails_for_one(log: Any, blobs: Any, task_id: str) -> None:
+        if task_id == doomed:
+            raise LogUnavailable("the broker refuses this one")
+        await dispose_erased(log, blobs, task_id)
+
+    monkeypatch.setattr("eventq.services.disposal.dispose_erased", fails_for_one)
+    monkeypatch.setattr("eventq.services.disposal.PATIENCE_S", 0.0)
+    disposal = Disposal(backend.log, backend.api.blobs)
+    follower = Follower(backend.broker, [disposal])
+    running = [asyncio.create_task(follower.run()), asyncio.create_task(disposal.run(follower))]
+
+    async def gone() -> bool:
+        return await backend.log.at("tasks", other, 1) is None
+
+    await eventually(gone, what="what the other carried is deleted")
+    await end(*running)
+    assert await backend.log.at("tasks", doomed, 1) is not None
+
+
+async def left_undone(*_: Any) -> None:
+    """A server that ends before it deletes anything."""
 
 
 @pytest.mark.parametrize("clock_is_off_by_s", [0.0, 7200.0, -7200.0])
