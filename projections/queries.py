@@ -102,7 +102,7 @@ _CONDITIONS = {
     "updated_after": "updated_at >= $updated_after",
     "updated_before": "updated_at < $updated_before",
     "cleaned": "cleaned = $cleaned",
-    "unredriven": "task_id NOT IN (SELECT original_task_id FROM tasks WHERE origin = 'retry') = $unredriven",
+    "unredriven": "(NOT erased AND task_id NOT IN (SELECT original_task_id FROM tasks WHERE origin = 'retry')) = $unredriven",
 }
 
 T = TypeVar("T")

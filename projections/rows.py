@@ -184,7 +184,7 @@ class WorkerRow:
 class TaskFilter:
     """Which tasks: all conditions hold, an empty one is none. ``tags``: all of them; ``metadata``: all these pairs. A time
     ``after`` is included, one ``before`` is not. ``cleaned``: with or without those whose result was given up, ``None``: both;
-    ``unredriven``: only those that no retry repeats."""
+    ``unredriven``: only those that can be and that no retry repeats."""
 
     statuses: tuple[Status, ...] = ()
     priority: int | None = None

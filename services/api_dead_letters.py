@@ -39,7 +39,7 @@ DEAD = frozenset({Status.FAILED, Status.TIMED_OUT})
 
 @routes.get("/dead-letters", errors=(400, 421, 503))
 async def list_dead_letters(request: web.Request, query: DeadLettersQuery) -> Reply[DeadLetterListAnswer]:
-    """List the tasks that failed or timed out for good and that nobody has run again, newest first.
+    """List the tasks that failed or timed out for good and that nobody has run again, cleaned up or erased, newest first.
 
     Each says its last error and reason, and of a task that was quarantined as `poison` the workers that it cost.
     """
@@ -54,6 +54,7 @@ async def list_dead_letters(request: web.Request, query: DeadLettersQuery) -> Re
         reason=query.reason,
         updated_after=query.failed_after,
         updated_before=query.failed_before,
+        cleaned=False,
         unredriven=True,
     )
     page = await api.queries.list_tasks(wanted, sort_by="completed_at", limit=query.limit, offset=query.offset)
@@ -99,7 +100,7 @@ async def redrive_dead_letters(request: web.Request, body: RedriveRequest) -> Re
         raise InvalidInput("/task_ids", "give either task_ids or a filter")
     task_ids = list(dict.fromkeys(body.task_ids or ()))
     if body.filter is not None:
-        found = await select(api, replace(filter_of(body.filter), unredriven=True), DEAD)
+        found = await select(api, replace(filter_of(body.filter), cleaned=False, unredriven=True), DEAD)
         task_ids = [task_id for task_id, _ in found.tasks]
 
     async def redrive(task_id: str) -> DoneAnswer:

@@ -157,6 +157,18 @@ async def test_failed_tasks_are_dead_letters_until_they_are_redriven(backend: Ba
     assert await dead(backend) == []
 
 
+async def test_who_was_cleaned_up_or_erased_is_no_dead_letter_any_more(backend: Backend) -> None:
+    cleaned, erased, left = await submitted(backend, 3)
+    for task_id in (cleaned, erased, left):
+        await backend.fail(task_id)
+    async with backend.client.delete(f"/api/v1/tasks/{cleaned}") as answer:
+        assert answer.status == 200
+    assert (await backend.post(f"/tasks/{erased}/erase"))[0] == 200
+    assert [letter["task_id"] for letter in await dead(backend)] == [left]
+    _, redriven = await backend.post("/dead-letters/redrive", {"filter": {"status": ["FAILED"]}})
+    assert [task["task_id"] for task in redriven["tasks"]] == [left]
+
+
 async def test_a_dead_letter_whose_redrive_was_erased_is_not_redriven_over_it(backend: Backend) -> None:
     failed = (await backend.submit())["task_id"]
     await backend.fail(failed)
