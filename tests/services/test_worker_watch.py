@@ -17,6 +17,7 @@ from eventq.events.ids import new_id
 from eventq.events.presence import Heartbeat, beat, leave
 from eventq.events.report import Progress
 from eventq.events.reporting import publish_report
+from eventq.events.retry import RetryPolicy
 from eventq.events.routes import Routes
 from eventq.events.task import Status
 from eventq.events.task_events import Failed, Queued, TimedOut
@@ -289,6 +290,25 @@ async def test_an_attempt_that_an_http_worker_never_lists_is_ended_without_a_los
         await control.until(lambda: queued_reasons(control, unlisted) == ["interrupted"], "it is ready again")
     assert control.task(unlisted).losses == 0
     assert control.status(listed) is Status.RUNNING
+
+
+@pytest.mark.parametrize(
+    ("policy", "status"),
+    [
+        (RetryPolicy(after_s={"ExecutionTimeout": 60}), Status.RETRYING),
+        (RetryPolicy(never=("ExecutionTimeout",)), Status.TIMED_OUT),
+        (RetryPolicy(only=("ValueError",)), Status.TIMED_OUT),
+    ],
+)
+async def test_the_policy_says_whether_an_overdue_attempt_is_retried(
+    control: Control, monkeypatch: pytest.MonkeyPatch, policy: RetryPolicy, status: Status
+) -> None:
+    monkeypatch.setattr(module, "PRESENCE_LOOK_S", 0.05)
+    worker_id = await register(control, kind="http")
+    overdue = await start(control, worker_id, timeout_s=0.001, max_retries=3, retry=policy)
+    async with watching(control):
+        await control.until(lambda: control.status(overdue) in {Status.RETRYING, Status.TIMED_OUT}, "the watch has looked")
+    assert control.status(overdue) is status
 
 
 async def test_an_http_workers_attempt_that_says_nothing_for_too_long_is_timed_out(
