@@ -24,6 +24,7 @@ from nats.aio.client import Client as NatsClient
 from nats.js import JetStreamContext
 from nats.js.errors import APIError, NotFoundError
 
+from eventq.events.ending import end
 from eventq.events.errors import BrokerUnfit, LogUnavailable
 from eventq.events.subjects import TIMERS
 
@@ -100,6 +101,11 @@ class Broker:
         """Close the connection. Safe to call twice."""
         if not self.nc.is_closed:
             await self.nc.close()
+        # The client cancels what reconnects once, which `wait_for` may forget: then it would go on for ever, and no process
+        # could end that has no broker. There is no public way to this task.
+        reconnecting: asyncio.Task[None] | None = self.nc._reconnection_task  # pyright: ignore[reportPrivateUsage]
+        if reconnecting is not None:
+            await end(reconnecting)
 
     async def __aenter__(self) -> Self:
         return self

@@ -7,7 +7,9 @@ import asyncio
 import pytest
 
 from eventq.events import ending
+from eventq.events.broker import Broker
 from eventq.events.ending import end
+from tests.support.nats import NatsServer
 
 
 async def wait_for_ever() -> None:
@@ -45,3 +47,31 @@ async def test_all_have_ended_whatever_they_ended_with() -> None:
     assert [task.done() for task in tasks] == [True] * 3
     await end(*tasks)
     await end()
+
+
+async def test_a_connection_that_is_closed_while_it_reconnects_leaves_nothing_running(
+    own_nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the client's own cancellation is forgotten: then it would look for a broker for ever."""
+    asked, forgotten = asyncio.Event(), list[bool]()
+    broker = await Broker.connect(own_nats_server.url, name="test")
+
+    async def refuses(_: object) -> None:
+        asked.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            if forgotten:
+                raise
+            forgotten.append(True)
+            raise ConnectionRefusedError from None
+
+    monkeypatch.setattr(broker.nc, "_connect_to_server", refuses)
+    own_nats_server.kill()
+    async with asyncio.timeout(30):
+        await asked.wait()
+    before = asyncio.all_tasks()
+    await broker.close()
+    assert forgotten
+    left = [task.get_name() for task in asyncio.all_tasks() & before if task is not asyncio.current_task()]
+    assert left == []
