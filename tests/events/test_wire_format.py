@@ -169,10 +169,11 @@ async def test_the_subjects_of_every_path_through_a_life(log: EventLog, own_nats
 
 
 async def test_the_stored_message_names_the_check_it_passed(log: EventLog, own_nats_server: NatsServer) -> None:
-    await live(log, "t1", submit())
-    [seen] = await stream_view(own_nats_server.url, "EVENTS", "tasks.t1.>")
-    assert seen.headers["Nats-Expected-Last-Subject-Sequence"] == "0"
-    assert seen.headers["Nats-Expected-Last-Subject-Sequence-Subject"] == "tasks.t1.1.>"
+    await live(log, "t1", submit(), CancelTask("ada"))
+    first, second = await stream_view(own_nats_server.url, "EVENTS", "tasks.t1.>")
+    for seen, checked in ((first, "tasks.t1.>"), (second, "tasks.t1.2.>")):
+        assert seen.headers["Nats-Expected-Last-Subject-Sequence"] == "0"
+        assert seen.headers["Nats-Expected-Last-Subject-Sequence-Subject"] == checked
 
 
 async def test_progress_and_log_lines_are_beside_the_history(broker: Broker, own_nats_server: NatsServer) -> None:
