@@ -139,13 +139,13 @@ class Applier:
         return Applied(self.checkpoints[EVENTS].position, self.checkpoints[PROGRESS].position, versions, erased)
 
     def _fold(self, transaction: Transaction, batch: list[Stored]) -> Folded:
-        tasks, states = set[str](), set[StateKey]()
+        # Of each only the first event of the batch continues what is known; the first of all continues nothing.
+        first = dict[StateKey, int]()
         for event in (stored.event for stored in batch):
-            if event.aggregate == "tasks":
-                if event.version > 1 and event.aggregate_id not in self._tasks:
-                    tasks.add(event.aggregate_id)
-            elif event.version > 1 and (event.aggregate, event.aggregate_id) not in self._states:
-                states.add((event.aggregate, event.aggregate_id))
+            first.setdefault((event.aggregate, event.aggregate_id), event.version)
+        continued = {key for key, version in first.items() if version > 1}
+        tasks = {task_id for kind, task_id in continued if kind == "tasks" and task_id not in self._tasks}
+        states = {key for key in continued if key[0] != "tasks" and key not in self._states}
         if tasks:
             self._tasks.update(_load_tasks(transaction, sorted(tasks)))
         if states:

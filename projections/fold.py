@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from eventq.events.catalogue import TYPE_OF, read_data
 from eventq.events.data import EventData
@@ -87,8 +87,7 @@ NO_OUTCOME: Row = (None,) * len(TASK_OUTCOME)
 NOT_ENDED: Row = (None,) * len(ATTEMPT_END)
 
 
-@dataclass(frozen=True, slots=True)
-class TaskState:
+class TaskState(NamedTuple):
     """What the fold must know of a task to go on: its state, and when its newest attempt started (naive UTC)."""
 
     task: Task
@@ -163,11 +162,12 @@ class Folded:
             if work.fixed is not None and work.spec is not None:
                 created.append(work.fixed + work.spec + _moving(work) + (work.outcome or NO_OUTCOME))
                 continue
-            moved.append((task_id, *_moving(work)))
+            if work.outcome is None:
+                moved.append((task_id, *_moving(work)))
+            else:
+                outcomes.append((task_id, *_moving(work), *work.outcome))
             if work.spec is not None:
                 respecified.append((task_id, *work.spec))
-            if work.outcome is not None:
-                outcomes.append((task_id, *work.outcome))
         attempts = [row + ended.get(key, NOT_ENDED) for key, row in begun.items()]
         attempt_ends = [key + row for key, row in ended.items() if key not in begun]
         writes = [
@@ -175,7 +175,7 @@ class Folded:
             Write("tasks", "insert", TASK_COLUMNS, created),
             Write("tasks", "update", ("task_id", *TASK_MOVING), moved, ("task_id",)),
             Write("tasks", "update", ("task_id", *TASK_SPEC), respecified, ("task_id",)),
-            Write("tasks", "update", ("task_id", *TASK_OUTCOME), outcomes, ("task_id",)),
+            Write("tasks", "update", ("task_id", *TASK_MOVING, *TASK_OUTCOME), outcomes, ("task_id",)),
             Write("attempts", "insert", ATTEMPT_BEGIN + ATTEMPT_END, attempts),
             Write("attempts", "update", ("task_id", "attempt", *ATTEMPT_END), attempt_ends, ("task_id", "attempt")),
             Write("task_declarations", "upsert", DECLARATION_COLUMNS, list(self.declarations.values())),

@@ -40,6 +40,8 @@ class Freshness:
         self.halted: Damaged | None = None
         """Why nothing more will be applied: waits that are not over yet end at once."""
         self.lookup: VersionLookup | None = None
+        self.awaited = asyncio.Event()
+        """Set while somebody waits for what is not applied yet."""
         self._recent: dict[str, int] = {}
         self._serial = count(1)
         self._own: dict[str, list[tuple[int, int]]] = {}
@@ -63,6 +65,8 @@ class Freshness:
             del self._recent[task_id]
         _wake(self._position_waiters, position)
         _wake(self._own_waiters, self._settled())
+        if all(future.done() for future in self._waiting()):
+            self.awaited.clear()
 
     def halt(self, error: Damaged) -> None:
         """Nothing more will be applied until :meth:`resume`."""
@@ -147,6 +151,7 @@ class Freshness:
     def _future(self) -> asyncio.Future[None]:
         if self.halted is not None:
             raise _halted(self.halted)
+        self.awaited.set()
         return asyncio.get_running_loop().create_future()
 
     async def _wait(self, future: asyncio.Future[None], timeout_s: float, what: str, **fields: object) -> None:

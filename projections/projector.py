@@ -1,8 +1,9 @@
 """Follow the log, fold what comes, commit rows and checkpoint together: one loop for the life of the process.
 
 Batches are natural: whatever arrived while the last commit ran is the next batch, up to a bound. An idle system
-commits single events in two or three milliseconds; a busy one thousands at a time. Receiving runs in the event loop,
-folding and writing in one thread of its own.
+commits single events in some milliseconds; a busy one thousands at a time. Since a commit costs that whatever it holds, the
+next batch is left to grow where events come in numbers and nobody waits for them. Receiving runs in the event loop, folding
+and writing in one thread of its own.
 
 Three kinds of trouble, three answers. *The log is damaged* (or tells what this program cannot read): halt, loudly, serve the
 last good state, fold nothing until an operator decided. *The file is damaged*: move it aside and fold the log again.
@@ -12,9 +13,10 @@ last good state, fold nothing until an operator decided. *The file is damaged*: 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import TypeVar
 
@@ -34,6 +36,11 @@ from eventq.projections.tombstones import Tombstones
 log = structlog.get_logger("eventq.projector")
 
 RETRY_MIN_S, RETRY_MAX_S = 0.2, 5.0
+
+GATHER_MIN, GATHER_BELOW = 32, 2_000
+"""Messages in a batch after which the next is left to grow: fewer are no load, more are enough."""
+
+GATHER_MAX_S = 0.05
 T = TypeVar("T")
 
 
@@ -57,6 +64,7 @@ class Projector:
         self._applier: Applier | None = None
         self._tombstones = Tombstones(broker)
         self._turn = asyncio.Lock()
+        self._gather_s = 0.0
         self._unhalted = asyncio.Event()
 
     @property
@@ -126,8 +134,15 @@ class Projector:
             going_on = True
             while going_on:
                 await inflow.arrived()
+                await self._gather()
                 async with self._turn:
                     going_on = self._applier is applier and await self._apply(applier, inflow)
+
+    async def _gather(self) -> None:
+        """Let the batch grow for as long as the last one took, unless somebody waits for it."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(min(self._gather_s, GATHER_MAX_S)):
+                await self.freshness.awaited.wait()
 
     async def _apply(self, applier: Applier, inflow: Inflow) -> bool:
         """Apply what arrived. False where reading must begin anew, from other positions."""
@@ -140,7 +155,10 @@ class Projector:
         if any(message.subject.endswith(".erased") for message in events):
             await self.in_writer(self.store.note_erasure)
         if events or reports:
+            began = time.monotonic()
             applied = await self.in_writer(lambda: applier.apply(events, reports))
+            loaded = GATHER_MIN <= len(events) + len(reports) < GATHER_BELOW
+            self._gather_s = time.monotonic() - began if loaded else 0.0
             self._tell(applier, applied.versions)
             if applied.erased:
                 self.erased.set()

@@ -31,7 +31,7 @@ import duckdb
 import structlog
 
 from eventq.events.errors import Damaged, LogDamaged, Unavailable
-from eventq.projections.fold import Write
+from eventq.projections.fold import Action, Write
 
 log = structlog.get_logger("eventq.store")
 
@@ -120,23 +120,18 @@ def _translated(error: duckdb.Error, path: Path) -> Exception:
 class Transaction:
     """Writes that become visible together. Valid inside ``with store.transaction()`` only."""
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
-        self._connection = connection
+    def __init__(self, file: _File) -> None:
+        self._file = file
 
     def write(self, write: Write) -> None:
         """Insert, update or replace rows, in bulk: 3 to 7 us a row, where a statement for each would cost 500."""
-        columns = list(write.columns)
-        match write.action:
-            case "insert" | "upsert":
-                appender = self._connection.appender(write.table, columns=columns, action=write.action)
-            case "update":
-                appender = self._connection.appender(write.table, columns=columns, action="update", key=list(write.key))
+        appender = self._file.appender(write)
         appender.append_rows(write.rows)
         appender.flush()
 
     def execute(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> Rows:
         """Run one statement and answer its rows."""
-        found: Rows = self._connection.execute(sql, parameters).fetchall()
+        found: Rows = self._file.connection.execute(sql, parameters).fetchall()
         return found
 
 
@@ -176,6 +171,23 @@ class _File:
         self.connection = duckdb.connect(str(path), config={"threads": THREADS})
         self.connection.execute(f"SET wal_autocheckpoint = '{WAL_MAX}'")
         self.cursors: dict[int, duckdb.DuckDBPyConnection] = {}
+        self._appenders: dict[tuple[str, Action, tuple[str, ...]], Any] = {}
+
+    def appender(self, write: Write) -> Any:
+        """An appender for such rows. Making one costs as much as appending a hundred rows, so each is kept for its next use."""
+        kind = (write.table, write.action, write.columns)
+        if kind not in self._appenders:
+            self._appenders[kind] = self.connection.appender(
+                write.table, columns=list(write.columns), action=write.action, **({"key": list(write.key)} if write.key else {})
+            )
+        return self._appenders[kind]
+
+    def rollback(self) -> None:
+        """Undo the transaction. Appenders may hold rows of it still, which would come to the next one: they are dropped."""
+        for appender in self._appenders.values():
+            appender.clear()
+        with suppress(duckdb.Error):
+            self.connection.rollback()
 
     def close(self) -> None:
         with suppress(duckdb.Error):
@@ -191,11 +203,10 @@ def _transaction(file: _File) -> Generator[Transaction]:
     try:
         file.connection.begin()
         try:
-            yield Transaction(file.connection)
+            yield Transaction(file)
             file.connection.commit()
         except BaseException:
-            with suppress(duckdb.Error):
-                file.connection.rollback()
+            file.rollback()
             raise
     except duckdb.Error as error:
         raise _translated(error, file.path) from error

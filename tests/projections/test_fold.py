@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
@@ -186,7 +185,7 @@ class TestDamage:
 
     def test_an_event_that_follows_another_one_than_was_applied(self, store: Store) -> None:
         events = self.history().events
-        events[4] = replace(events[4], previous="another-event")
+        events[4] = events[4]._replace(previous="another-event")
         self.refused(store, to_messages(events), "another-event")
 
     def test_a_first_event_twice(self, store: Store) -> None:
@@ -204,21 +203,21 @@ class TestDamage:
 
     def test_an_attempt_that_was_not_started(self, store: Store) -> None:
         events = self.history().events
-        events[4] = replace(events[4], attempt=2)
+        events[4] = events[4]._replace(attempt=2)
         self.refused(store, to_messages(events), "says attempt 2")
 
     def test_an_event_of_an_unknown_type(self, store: Store) -> None:
         messages = self.history().messages()
         subject = messages[1].subject.replace("started", "teleported")
         odd = messages[1].payload.replace(b'"type":"started"', b'"type":"teleported"')
-        messages[1] = replace(messages[1], subject=subject, payload=odd)
+        messages[1] = messages[1]._replace(subject=subject, payload=odd)
         with pytest.raises(UnknownEvent, match="teleported"):
             new_applier(store).apply(messages, [])
         assert not tables(store)["events"]
 
     def test_bytes_that_are_no_event(self, store: Store) -> None:
         messages = self.history().messages()
-        messages[2] = replace(messages[2], payload=messages[2].payload[:-10])
+        messages[2] = messages[2]._replace(payload=messages[2].payload[:-10])
         self.refused(store, messages, "is not an event")
 
 

@@ -166,3 +166,23 @@ async def test_a_halt_ends_every_wait_and_refuses_new_ones_until_resumed() -> No
     last = await waiting(freshness.wait_for_position(5, WAIT_S))
     freshness.applied(5, 0, {"t1": 1})
     await last
+
+
+async def test_it_tells_whether_somebody_waits() -> None:
+    freshness = Freshness()
+    assert not freshness.awaited.is_set()
+    wait = await waiting(freshness.wait_for_position(5, WAIT_S))
+    assert freshness.awaited.is_set()
+    freshness.applied(4, 0, {})
+    assert freshness.awaited.is_set()
+    freshness.applied(5, 0, {})
+    await wait
+    assert not freshness.awaited.is_set()
+
+
+async def test_whoever_gave_up_waiting_waits_no_more() -> None:
+    freshness = Freshness()
+    with pytest.raises(ProjectionLagging):
+        await freshness.wait_for_position(5, SOON_S)
+    freshness.applied(4, 0, {})
+    assert not freshness.awaited.is_set()

@@ -7,14 +7,19 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
 
+import duckdb
 import pytest
 
 from eventq.projections import store as store_module
 from eventq.projections.applier import Applier
+from eventq.projections.fold import Write
 from eventq.projections.store import DAMAGED_KEPT, ProjectionBusy, ProjectionDamaged, Store
 from tests.projections.support import new_applier, random_history, tables
+
+COLUMNS = ("stream", "position", "event_id", "stream_created")
 
 
 def position(store: Store) -> int:
@@ -208,6 +213,24 @@ def test_a_failed_transaction_leaves_nothing(store: Store) -> None:
     with pytest.raises(RuntimeError, match="halfway"):
         fail()
     assert position(store) == 0
+
+
+def test_rows_of_a_failed_batch_do_not_come_with_the_next(store: Store) -> None:
+    """What keeps appending fast keeps the rows before a bad one, too."""
+
+    def rows(*positions: object) -> Write:
+        return Write("checkpoint", "insert", COLUMNS, [(str(at), at, "e", datetime(2026, 1, 1)) for at in positions])
+
+    def fail() -> None:
+        with store.transaction() as transaction:
+            transaction.write(rows(1, "no number"))
+
+    with pytest.raises(duckdb.ConversionException):
+        fail()
+    with store.transaction() as transaction:
+        transaction.write(rows(2))
+    with store.read() as snapshot:
+        assert snapshot.rows("SELECT position FROM checkpoint") == [(2,)]
 
 
 def test_a_read_sees_one_moment(store: Store) -> None:
