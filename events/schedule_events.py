@@ -77,7 +77,7 @@ class ScheduleTicked(_ScheduleData):
     time after; without one the schedule has ended."""
 
     nominal: datetime
-    task_ids: list[str] = []
+    task_ids: list[str] = Field(default_factory=list)
     dropped: int = 0
     why: Literal["missed", "overlap"] | None = None
     next_at: datetime | None = None

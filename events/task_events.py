@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, Literal
 
+from pydantic import Field
+
 from eventq.events.data import JSON, BlobRef, ErrorInfo, EventData
 from eventq.events.retry import RetryPolicy
 
@@ -31,8 +33,8 @@ class Submitted(EventData):
     """
 
     task_name: str
-    args: list[JSON] = []
-    kwargs: dict[str, JSON] = {}
+    args: list[JSON] = Field(default_factory=list)
+    kwargs: dict[str, JSON] = Field(default_factory=dict)
     input: BlobRef | None = None
     pool: str
     queue: str
@@ -46,8 +48,8 @@ class Submitted(EventData):
     scheduled_at: datetime | None = None
     key: str | None = None
     gated: bool = False
-    tags: list[str] = []
-    metadata: dict[str, str] = {}
+    tags: list[str] = Field(default_factory=list)
+    metadata: dict[str, str] = Field(default_factory=dict)
     unique_key: str | None = None
     idempotency: Idempotency | None = None
     original_task_id: str | None = None
@@ -100,7 +102,7 @@ class Retrying(EventData):
     error: ErrorInfo
     reason: Literal["error", "execution_timeout", "heartbeat_timeout"]
     due_at: datetime
-    steps: list[str] = []
+    steps: list[str] = Field(default_factory=list)
 
 
 class Completed(EventData):
@@ -124,7 +126,7 @@ class Failed(EventData):
 
     error: ErrorInfo
     reason: Literal["attempts_exhausted", "not_retryable", "poison"]
-    evidence: list[LostAttempt] = []
+    evidence: list[LostAttempt] = Field(default_factory=list)
 
 
 class TimedOut(EventData):
@@ -134,7 +136,7 @@ class TimedOut(EventData):
 
     reason: Literal["execution_timeout", "heartbeat_timeout", "queue_timeout"]
     after_s: float
-    steps: list[str] = []
+    steps: list[str] = Field(default_factory=list)
 
 
 class CancelRequested(EventData):
@@ -151,7 +153,7 @@ class Cancelled(EventData):
     requested_by: str
     reason: str | None = None
     confirmed_by: str | None = None
-    steps: list[str] = []
+    steps: list[str] = Field(default_factory=list)
 
 
 class PauseRequested(EventData):
@@ -202,4 +204,4 @@ class Erased(EventData):
     requested_by: str
     reason: str | None = None
     events: list[ErasedEvent]
-    blobs: list[str] = []
+    blobs: list[str] = Field(default_factory=list)

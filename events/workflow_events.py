@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Literal
 
+from pydantic import Field
+
 from eventq.events.data import JSON, BlobRef, EventData
 from eventq.events.task_events import Idempotency, Submitted
 
@@ -31,11 +33,11 @@ class Node(EventData):
 
     name: str
     kind: NodeKind = "task"
-    depends_on: list[str] = []
+    depends_on: list[str] = Field(default_factory=list)
     task: Submitted | None = None
     compensate: Submitted | None = None
     signal: str | None = None
-    when: list[Condition] = []
+    when: list[Condition] = Field(default_factory=list)
     run_if: RunIf = "all_succeeded"
     on_failure: OnFailure = "fail"
     timeout_s: float | None = None
@@ -57,8 +59,8 @@ class WorkflowCreated(EventData):
     stored: BlobRef | None = None
     deadline_at: datetime | None = None
     timeout_s: float | None = None
-    tags: list[str] = []
-    metadata: dict[str, str] = {}
+    tags: list[str] = Field(default_factory=list)
+    metadata: dict[str, str] = Field(default_factory=dict)
     idempotency: Idempotency | None = None
     requested_by: str | None = None
 
@@ -75,7 +77,7 @@ class NodeEnd(EventData):
     outcome: Outcome
     reason: str | None = None
     waited: bool = False
-    children: list[str] = []
+    children: list[str] = Field(default_factory=list)
 
 
 class NodeSkip(EventData):
@@ -92,13 +94,13 @@ class WorkflowAdvanced(EventData):
     that now wait for somebody; ``compensating``: completed nodes whose work is now undone; ``compensated``: how that went.
     ``ending``: the workflow stops and will end so, because of the node ``because``; ``compensate``: and undoes its work."""
 
-    finished: list[NodeEnd] = []
-    skipped: list[NodeSkip] = []
-    released: list[str] = []
-    waiting: list[str] = []
-    approvals: list[str] = []
-    compensating: list[str] = []
-    compensated: list[NodeEnd] = []
+    finished: list[NodeEnd] = Field(default_factory=list)
+    skipped: list[NodeSkip] = Field(default_factory=list)
+    released: list[str] = Field(default_factory=list)
+    waiting: list[str] = Field(default_factory=list)
+    approvals: list[str] = Field(default_factory=list)
+    compensating: list[str] = Field(default_factory=list)
+    compensated: list[NodeEnd] = Field(default_factory=list)
     ending: Literal["FAILED"] | None = None
     because: str | None = None
     compensate: bool = False
@@ -161,7 +163,7 @@ class WorkflowFailed(EventData):
     """All has stopped, because the node ``node`` failed. ``uncompensated``: nodes whose work could not be undone."""
 
     node: str | None = None
-    uncompensated: list[str] = []
+    uncompensated: list[str] = Field(default_factory=list)
 
 
 class WorkflowCancelled(EventData):
