@@ -172,7 +172,8 @@ async def run_scheduler(settings: Settings) -> int:
     """The promoter of due timers, and the duties that follow the log. Any number may run beside each other."""
     stop = stop_on_signals()
     async with open_log(settings, "scheduler") as event_log, open_system(settings) as system:
-        timers = TaskTimers(event_log, source=SCHEDULER)
+        reconciler = Reconciler(event_log, lease_s=settings.lease_s)
+        timers = TaskTimers(event_log, source=SCHEDULER, known=reconciler.known)
         answers: dict[tuple[str, str], Answer] = {
             ("tasks", DUE): timers.promote,
             ("tasks", START_BY): timers.expire_wait,
@@ -180,7 +181,6 @@ async def run_scheduler(settings: Settings) -> int:
         ticks = TickMaker(event_log, Submitter(event_log, source=SCHEDULER), source=SCHEDULER)
         answers[("schedules", TICK)] = ticks.tick
         schedule_sweep = ScheduleSweep(event_log, ticks)
-        reconciler = Reconciler(event_log, lease_s=settings.lease_s)
         gate = Gate(event_log)
         coordinator = Coordinator(event_log, Submitter(event_log, source=SCHEDULER), BlobStore.open(settings.blobs))
         answers["workflows", DEADLINE] = coordinator.deadline

@@ -103,6 +103,11 @@ class Reconciler:
         age_s = max(0.0, time.time() - fact.stored_ns / 1e9)
         self._unfinished[fact.id] = Unfinished(fact.state, position, time.monotonic() - age_s)
 
+    def known(self, task_id: str) -> Task | None:
+        """An unfinished task as it was last shown here."""
+        unfinished = self._unfinished.get(task_id)
+        return None if unfinished is None else from_summary(unfinished.state)
+
     async def _sweep_once(self) -> None:
         try:
             repaired = await self.sweep()

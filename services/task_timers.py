@@ -19,12 +19,28 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-class TaskTimers:
-    """Answers hints about tasks. Each method answers whether the hint is spent."""
+def nothing_known(_: str) -> Task | None:
+    """Of no task: each is read from the log."""
+    return None
 
-    def __init__(self, log: EventLog, *, source: str, now: Callable[[], datetime] = utc_now) -> None:
+
+class TaskTimers:
+    """Answers hints about tasks. Each method answers whether the hint is spent.
+
+    ``known``: the task as this process was last shown it, if it remembers it. That may be old: the version check tells.
+    """
+
+    def __init__(
+        self,
+        log: EventLog,
+        *,
+        source: str,
+        known: Callable[[str], Task | None] = nothing_known,
+        now: Callable[[], datetime] = utc_now,
+    ) -> None:
         self._log = log
         self._source = source
+        self._known = known
         self._now = now
         self.promoted = 0
 
@@ -32,7 +48,7 @@ class TaskTimers:
         """A scheduled or retrying task is due."""
         now = self._time_of(hint)
         try:
-            task = await read_task(self._log, hint.id)
+            task = await self._task_of(hint)
             await self._time_the_wait(hint, task, now)
             failpoint("promote.before_append")
             handled = await handle(self._log, hint.id, PromoteTask(hint.version, now), source=self._source, task=task)
@@ -45,6 +61,11 @@ class TaskTimers:
             self.promoted += 1
             return True
         return await self._still_waiting(hint, handled.state)
+
+    async def _task_of(self, hint: Hint) -> Task:
+        """What is known, where it is just what the hint is about; otherwise what the log says."""
+        known = self._known(hint.id)
+        return known if known is not None and known.version == hint.version else await read_task(self._log, hint.id)
 
     async def _time_the_wait(self, hint: Hint, task: Task, now: datetime) -> None:
         """Set the timer of the wait that begins with the next version, before that is written, as all timers are. The one that

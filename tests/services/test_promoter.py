@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 from eventq.events.commands import FailAttempt, HoldTask, PauseTask, PromoteTask, ResumeTask, StartAttempt
 from eventq.events.data import ErrorInfo
 from eventq.events.errors import Conflict
-from eventq.events.handle import handle
+from eventq.events.handle import handle, read_task
 from eventq.events.ids import new_id
 from eventq.events.subjects import TIMER_CONSUMER, TIMERS, due_subject, timer_subject
 from eventq.events.task import Status
@@ -371,3 +372,33 @@ async def test_a_paused_task_stays_paused_when_its_time_comes(control: Control) 
         assert [control.types(task_id) for task_id in (scheduled, ready)] == [["submitted", "paused"]] * 2
         await handle(control.log, scheduled, ResumeTask("ada", now()), source="api")
         await control.until(lambda: promoted(control, scheduled), "the task is ready")
+
+
+async def test_a_task_that_is_known_is_promoted_without_a_read(control: Control, monkeypatch: pytest.MonkeyPatch) -> None:
+    task_id = await control.submit("chaos.quick", scheduled_at=now() + SOON)
+    known = await read_task(control.log, task_id)
+
+    async def unasked(*_: Any, **__: Any) -> Any:
+        raise AssertionError("the log was read")
+
+    monkeypatch.setattr(task_timers, "read_task", unasked)
+    timers = TaskTimers(control.log, source="scheduler", known={task_id: known}.get)
+    assert await timers.promote(replace(due(task_id), fired_at=now() + LATER))
+    await control.until(lambda: promoted(control, task_id), "the task is ready")
+
+
+@pytest.mark.parametrize("known_of", ["the hint's version", "an older one"])
+async def test_what_is_known_of_a_task_may_be_old(control: Control, known_of: str) -> None:
+    """It was paused since, or has got further than this process was shown."""
+    task_id = await control.submit("chaos.quick", scheduled_at=now() + LATER)
+    known = await read_task(control.log, task_id)
+    timers = TaskTimers(control.log, source="scheduler", known={task_id: known}.get)
+    if known_of == "the hint's version":
+        await handle(control.log, task_id, PauseTask("ada"), source="api")
+        assert await timers.promote(replace(due(task_id), fired_at=now() + 2 * LATER))
+        assert (await read_task(control.log, task_id)).status is Status.PAUSED
+    else:
+        await handle(control.log, task_id, PauseTask("ada"), source="api")
+        await handle(control.log, task_id, ResumeTask("ada", now()), source="api")
+        assert await timers.promote(replace(due(task_id, 3), fired_at=now() + 2 * LATER))
+        assert (await read_task(control.log, task_id)).status is Status.PENDING
