@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 from dataclasses import dataclass
 from enum import StrEnum
+from types import TracebackType
 
 from eventq.events.data import ErrorInfo
 from eventq.events.errors import FetchRefused, InvalidInput, NotFound
@@ -13,6 +14,7 @@ from eventq.events.retry import DELAY_MAX_S, ERROR_NAME_MAX_CHARS
 from eventq.workers.text import clean, text_of
 
 TYPE_MAX_CHARS = 200
+OURS = "eventq.workers."
 
 
 class StopReason(StrEnum):
@@ -94,7 +96,7 @@ def _names(kind: type) -> tuple[str, str]:
 def describe_error(error: BaseException) -> ErrorInfo:
     """The error as data, cut to its limits. Survives exceptions whose ``__str__`` raises, even ``SystemExit``."""
     try:
-        text = "".join(traceback.format_exception(error, limit=-20))
+        text = "".join(traceback.format_exception(type(error), error, _users_part(error.__traceback__), limit=-20))
     except BaseException:  # what the exception's own methods raise must not take the outcome along
         text = ""
     return ErrorInfo(
@@ -102,3 +104,11 @@ def describe_error(error: BaseException) -> ErrorInfo:
         message=clean(text_of(error), ERROR_MESSAGE_MAX_CHARS),
         traceback=clean(text[-TRACEBACK_MAX_CHARS:], TRACEBACK_MAX_CHARS) or None,
     )
+
+
+def _users_part(trace: TracebackType | None) -> TracebackType | None:
+    """What follows the frames that called the task's function; the whole where it was not called."""
+    inner = trace
+    while inner is not None and inner.tb_frame.f_globals.get("__name__", "").startswith(OURS):
+        inner = inner.tb_next
+    return inner or trace
