@@ -94,6 +94,11 @@ class EventLog:
         """The event that holds one version, asked of the leader; ``None`` while the version is free."""
         return await self._get(version_filter(aggregate, aggregate_id, version), fresh=True)
 
+    async def settled(self, aggregate: str, aggregate_id: str, version: int) -> Stored | None:
+        """:meth:`at` of a version that later ones follow. It never changes, so any replica that has it may answer."""
+        found = await self._get(version_filter(aggregate, aggregate_id, version), fresh=False)
+        return found or await self.at(aggregate, aggregate_id, version)
+
     async def _get(self, subject: str, *, fresh: bool) -> Stored | None:
         try:
             found: RawStreamMsg = await self.broker.js.get_last_msg(EVENTS, subject, direct=not fresh)

@@ -349,7 +349,7 @@ class Attempt:
         """The submission that holds: in the ready event itself at first, read back for later attempts."""
         event = self.delivery.event
         if event.version != self.task.spec:
-            stored = await self._shop.log.at("tasks", self.task_id, self.task.spec)
+            stored = await self._shop.log.settled("tasks", self.task_id, self.task.spec)
             if stored is None:
                 raise LogDamaged(f"task {self.task_id} has no version {self.task.spec}", task_id=self.task_id)
             event = stored.event
