@@ -8,9 +8,8 @@ show: after damage it may hand the same sequence out twice.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 from pydantic import ValidationError
@@ -24,8 +23,7 @@ from eventq.events.limits import EVENT_MAX_BYTES
 from eventq.events.subjects import Route, event_subject
 
 
-@dataclass(frozen=True, slots=True)
-class Trace:
+class Trace(NamedTuple):
     """What an event follows from: the request or event that caused it, the whole it belongs to, the W3C trace."""
 
     causation_id: str | None = None
@@ -36,8 +34,7 @@ class Trace:
 NO_TRACE = Trace()
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """One fact. ``time``: aware UTC, the writer's clock; ``attempt``: the task's attempt after it (0 before the first);
     ``state``: the aggregate's summary after it; ``route``: set where the event is work as well."""
 
@@ -62,8 +59,7 @@ class Event:
         return event_subject(self.aggregate, self.aggregate_id, self.version, self.type, self.route)
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
+class Stored(NamedTuple):
     """An event and its position: its sequence in the stream, which grows over the whole log and may have gaps."""
 
     position: int

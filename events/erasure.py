@@ -6,7 +6,6 @@ whatever people wrote by hand goes.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -37,7 +36,7 @@ def tombstone(stored: Stored) -> ErasedEvent | None:
     data, state = _emptied(event.data), _emptied_state(event.state)
     if data == event.data and state == event.state:
         return None
-    left: dict[str, Any] = orjson.loads(encode(replace(event, data=data, state=state)))
+    left: dict[str, Any] = orjson.loads(encode(event._replace(data=data, state=state)))
     return ErasedEvent(position=stored.position, subject=event.subject, event=left)
 
 

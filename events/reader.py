@@ -14,10 +14,9 @@ import json
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 import nats.errors
 import structlog
@@ -46,8 +45,7 @@ RETRY_S = 0.2
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """One stored message. ``position``: its stream sequence; ``pending``: how many came after it when it was sent."""
 
     position: int

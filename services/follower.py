@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import orjson
 import structlog
@@ -28,8 +27,7 @@ LOOK_S = 1.0
 """How often duties are woken although nothing came: time passes for them, too."""
 
 
-@dataclass(frozen=True, slots=True)
-class Fact:
+class Fact(NamedTuple):
     """One stored event, taken apart, not typed. ``work``: it is a work item; ``stored_ns``: when the broker stored it."""
 
     position: int

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -73,7 +72,7 @@ def changed(version: int, **fields: Any) -> Callable[[History], None]:
     """The event of one version with other fields."""
 
     def change(history: History) -> None:
-        history.log = [replace(e, **fields) if e.version == version else e for e in history.log]
+        history.log = [e._replace(**fields) if e.version == version else e for e in history.log]
 
     return change
 
@@ -105,11 +104,11 @@ def reorder(history: History) -> None:
 
 def end_twice(history: History) -> None:
     ends = told(*[("worker.b", DONE)] * 2)
-    history.log += [replace(ends[1], version=6, previous=history.log[-1].id)]
+    history.log += [ends[1]._replace(version=6, previous=history.log[-1].id)]
 
 
 def end_twice_under_one_version(history: History) -> None:
-    history.log.append(replace(history.log[-1], id="another", source="worker.a"))
+    history.log.append(history.log[-1]._replace(id="another", source="worker.a"))
 
 
 def stop_before_the_end(history: History) -> None:
@@ -248,7 +247,7 @@ def test_what_is_no_event_is_named_by_its_position(tmp_path: Path) -> None:
     events = good().log
     messages = [Message(i, event.subject, encode(event), 0, 0) for i, event in enumerate(events, 1)]
     assert violations(History.read(messages, {"t1"}, tmp_path / "none")) == []
-    messages[4] = replace(messages[4], payload=b"{}")
+    messages[4] = messages[4]._replace(payload=b"{}")
     found = violations(History.read(messages, {"t1"}, tmp_path / "none"))
     assert found[0].startswith("position 5: ")
     assert "never came to its end" in found[1]

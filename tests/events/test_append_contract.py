@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import nats
 import pytest
@@ -227,7 +227,7 @@ async def test_answers_that_trickle_are_waited_for(
     async with Proxy(own_nats_server.port) as proxy, opened(proxy.url) as log:
         await log.append(small_event())
         proxy.up.latency_s = 0.05  # for each 64 KiB: the last of these events waits a second
-        events = [replace(small_event(), data=WorkerStopped(reason="x" * 60_000)) for _ in range(20)]
+        events = [small_event()._replace(data=WorkerStopped(reason="x" * 60_000)) for _ in range(20)]
         await asyncio.gather(*[log.append(event) for event in events])
         assert the_appender(log).reopened == 0
 
@@ -420,7 +420,7 @@ async def test_too_many_open_batches_fall_back_to_plain(broker: Broker, own_nats
         assert None not in positions, "not the plain way"
         assert await log.append(small_event()) is not None
         with pytest.raises(VersionConflict):
-            await log.append(replace(events[0], id=new_id()))
+            await log.append(events[0]._replace(id=new_id()))
     found = ids(await stored(own_nats_server.url, "workers.>"))
     assert all(found[event.id] == 1 for event in events)
 

@@ -574,7 +574,7 @@ def test_the_judge_finds_what_is_wrong(expected: str, data: list[EventData]) -> 
 
 def test_the_judge_finds_a_work_item_that_is_none() -> None:
     first, paused = a_history(submission(), PAUSED)
-    assert violations([first, replace(paused, route=first.route)]) == ["version 2 is work although the task is paused"]
+    assert violations([first, paused._replace(route=first.route)]) == ["version 2 is work although the task is paused"]
 
 
 def test_the_judge_accepts_a_long_life() -> None:
