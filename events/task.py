@@ -442,7 +442,7 @@ def evolve(task: Task, event_id: str, at: datetime, data: EventData) -> Task:
                 ready=0 if data.held else version,
                 gated=task.gated or data.held,
                 due_at=None,
-                start_by=_start_by(task, at),
+                start_by=_start_by(task, task.queue_timeout_s, at),
                 worker_id=None,
                 pause_requested_by=None,
                 pause_reason=None,
@@ -507,7 +507,7 @@ def evolve(task: Task, event_id: str, at: datetime, data: EventData) -> Task:
                 erased=True,
             )
         case Completed() | Failed() | TimedOut() | Cancelled():
-            return _finished(task, data)._replace(version=version, event_id=event_id, due_at=None, start_by=None)
+            return _finished(task, data, version, event_id)
         case _:
             raise IllegalTransition(f"{type(data).__name__} is not an event of a task")
 
@@ -515,7 +515,7 @@ def evolve(task: Task, event_id: str, at: datetime, data: EventData) -> Task:
 def _specified(task: Task, wanted: Submitted, at: datetime, version: int, event_id: str) -> Task:
     """The task as ``wanted`` says, waiting for its time or ready."""
     due = wanted.scheduled_at is None or wanted.scheduled_at <= at
-    specified = task._replace(
+    return task._replace(
         status=Status.PENDING if due else Status.SCHEDULED,
         version=version,
         event_id=event_id,
@@ -533,11 +533,11 @@ def _specified(task: Task, wanted: Submitted, at: datetime, version: int, event_
         heartbeat_timeout_s=wanted.heartbeat_timeout_s,
         result_ttl_s=wanted.result_ttl_s,
         due_at=None if due else wanted.scheduled_at,
+        start_by=_start_by(task, wanted.queue_timeout_s, at) if due else None,
         workflow_id=wanted.workflow_id,
         node=wanted.node,
         parent_task_id=wanted.parent_task_id,
     )
-    return specified._replace(start_by=_start_by(specified, at) if due else None)
 
 
 def _updated(task: Task, data: Updated, at: datetime, version: int, event_id: str) -> Task:
@@ -553,12 +553,12 @@ def _updated(task: Task, data: Updated, at: datetime, version: int, event_id: st
     return after._replace(status=Status.PAUSED, ready=0, start_by=None)
 
 
-def _start_by(task: Task, at: datetime) -> datetime | None:
+def _start_by(task: Task, queue_timeout_s: float | None, at: datetime) -> datetime | None:
     """Until when a task that is ready since ``at`` must be started. Only the first start counts, and being admitted or
     made ready again does not begin the wait anew."""
-    if task.queue_timeout_s is None or task.attempt > 0:
+    if queue_timeout_s is None or task.attempt > 0:
         return None
-    return task.start_by or at + timedelta(seconds=task.queue_timeout_s)
+    return task.start_by or at + timedelta(seconds=queue_timeout_s)
 
 
 def _resumed_status(task: Task) -> Status:
@@ -567,10 +567,11 @@ def _resumed_status(task: Task) -> Status:
     return Status.RETRYING if task.attempt > 0 else Status.SCHEDULED
 
 
-def _finished(task: Task, data: Completed | Failed | TimedOut | Cancelled) -> Task:
+def _finished(task: Task, data: Completed | Failed | TimedOut | Cancelled, version: int, event_id: str) -> Task:
+    ended: dict[str, Any] = {"version": version, "event_id": event_id, "due_at": None, "start_by": None}
     match data:
         case Completed():
-            return task._replace(status=Status.COMPLETED, reason=None)
+            return task._replace(status=Status.COMPLETED, reason=None, **ended)
         case Failed():
             poison = data.reason == "poison"
             return task._replace(
@@ -579,12 +580,15 @@ def _finished(task: Task, data: Completed | Failed | TimedOut | Cancelled) -> Ta
                 failures=task.failures + (not poison),
                 losses=task.losses + poison,
                 lost=(*task.lost, _loss(task)) if poison else task.lost,
+                **ended,
             )
         case TimedOut():
             in_queue = data.reason == "queue_timeout"
-            return task._replace(status=Status.TIMED_OUT, reason=data.reason, failures=task.failures + (not in_queue))
+            failures = task.failures + (not in_queue)
+            return task._replace(status=Status.TIMED_OUT, reason=data.reason, failures=failures, **ended)
         case Cancelled():
-            return task._replace(status=Status.CANCELLED, reason=data.reason, cancel_requested_by=data.requested_by)
+            by = data.requested_by
+            return task._replace(status=Status.CANCELLED, reason=data.reason, cancel_requested_by=by, **ended)
 
 
 def replay(events: Iterable[tuple[str, datetime, EventData]]) -> Task:
