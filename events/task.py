@@ -175,7 +175,7 @@ ACCEPTS: dict[type[Command], frozenset[Status]] = {
     ExpireQueueWait: frozenset({Status.PENDING}),
     CancelTask: WAITING | HOLDING,
     ConfirmCancel: HOLDING,
-    PauseTask: WAITING | {Status.RUNNING},
+    PauseTask: WAITING | HOLDING,
     ConfirmPause: frozenset({Status.RUNNING}),
     ResumeTask: HOLDING,
     UpdateTask: frozenset({Status.SCHEDULED, Status.PENDING, Status.PAUSED}),
@@ -276,13 +276,12 @@ def _cancel(command: CancelTask, task: Task) -> list[EventData]:
 
 
 def _pause(command: PauseTask, task: Task) -> list[EventData]:
-    if task.status is not Status.RUNNING:
-        return [Paused(requested_by=command.requested_by, reason=command.reason)]
-    if task.cancel_requested_by is not None:
+    if task.in_hand and task.cancel_requested_by is not None:
         raise _refused(command, task, "is being cancelled")
     if task.pause_requested_by is not None:
         return []
-    return [PauseRequested(requested_by=command.requested_by, reason=command.reason)]
+    pause = PauseRequested if task.in_hand else Paused
+    return [pause(requested_by=command.requested_by, reason=command.reason)]
 
 
 def _resume(command: ResumeTask, task: Task) -> EventData:

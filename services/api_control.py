@@ -24,7 +24,7 @@ async def pause_task(request: web.Request, path: TaskPath, body: ReasonRequest |
     """Pause a task.
 
     One that waits leaves its line. One that runs stops at its next checkpoint, or stands still in its worker; the answer waits
-    some seconds for that and is 202 where it takes longer. Pausing a finished task is refused with 409.
+    some seconds for that and is 202 where it takes longer. A paused one stays so; of a finished one it is refused with 409.
     """
     api = api_of(request)
     reason = None if body is None else body.reason

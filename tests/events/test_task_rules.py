@@ -194,9 +194,9 @@ ADMITTED_IN: dict[str, set[str]] = {
     "RUNNING, pause requested": REPORTS | {"CancelTask", "PauseTask", "ConfirmPause", "ResumeTask"},
     "RUNNING, both requested": REPORTS | {"CancelTask", "ConfirmPause", "ResumeTask"},
     "RETRYING": {"PromoteTask", "CancelTask", "PauseTask"},
-    "PAUSED": {"CancelTask", "ResumeTask", "UpdateTask"},
-    "PAUSED, started before": {"CancelTask", "ResumeTask"},
-    "PAUSED, frozen": REPORTS | {"CancelTask", "ResumeTask"},
+    "PAUSED": {"CancelTask", "PauseTask", "ResumeTask", "UpdateTask"},
+    "PAUSED, started before": {"CancelTask", "PauseTask", "ResumeTask"},
+    "PAUSED, frozen": REPORTS | {"CancelTask", "PauseTask", "ResumeTask"},
     "PAUSED, frozen, cancel requested": REPORTS | {"CancelTask", "ResumeTask"},
     "COMPLETED": {"CleanTask", "EraseTask"},
     "FAILED": {"CleanTask", "EraseTask"},
@@ -448,8 +448,13 @@ def test_a_running_task_is_asked_to_pause() -> None:
     assert given(SUBMITTED, STARTED, PAUSE_REQUESTED).status is Status.RUNNING
 
 
-def test_asking_to_pause_twice_changes_nothing() -> None:
-    then_nothing_happened(when(PauseTask("bob"), SUBMITTED, STARTED, PAUSE_REQUESTED))
+@pytest.mark.parametrize(
+    "history",
+    [(SUBMITTED, STARTED, PAUSE_REQUESTED), (SUBMITTED, STARTED, PAUSE_REQUESTED, FROZEN), (SUBMITTED, PAUSED)],
+    ids=["asked for", "frozen", "waiting"],
+)
+def test_asking_to_pause_twice_changes_nothing(history: tuple[EventData, ...]) -> None:
+    then_nothing_happened(when(PauseTask("bob"), *history))
 
 
 def test_a_task_that_is_being_cancelled_is_not_paused() -> None:
