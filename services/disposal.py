@@ -89,10 +89,15 @@ async def erase(
     if task.version == 0:
         raise TaskNotFound(task_id)
     decide(EraseTask(requested_by, reason, ()), task)  # refuses before anything is read
+    try:
+        history = [] if task.erased else await _history(log_, task_id, task.version)
+    except TaskErased:  # by somebody else, since it was read
+        task = await read_task(log_, task_id, fresh=True)
+        if not task.erased:
+            raise
     if task.erased:
         await dispose_erased(log_, blobs, task_id)
         return Handled(task, None, None)
-    history = await _history(log_, task_id, task.version)
     left = [found for found in map(tombstone, history) if found is not None]
     inputs = sorted({key for stored in history for key in inputs_of(stored.event)})
     shared = set(await in_use(inputs)) if inputs else set[str]()

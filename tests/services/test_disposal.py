@@ -25,6 +25,7 @@ from eventq.events.subjects import EVENTS, PROGRESS
 from eventq.projections.projector import Projector
 from eventq.projections.rebuild import Replayer, rebuild_after_erasures, verify
 from eventq.projections.store import COMPARED, ProjectionDamaged, Rebuild
+from eventq.services import disposal
 from eventq.services.disposal import Disposal, dispose_erased, erase
 from eventq.services.follower import Follower
 from eventq.services.reading import fresh_task
@@ -230,6 +231,22 @@ async def test_two_that_share_their_arguments_and_are_erased_at_once_leave_none(
     answers = await asyncio.gather(*(backend.post(f"/tasks/{task_id}/erase") for task_id in ids))
     assert [status for status, _ in answers] == [200, 200]
     assert bytes_hold(tmp_path / "blobs") == []
+
+
+async def test_erasing_what_somebody_else_erased_meanwhile_is_no_conflict(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task_id, honest = await secret_task(backend), disposal._history  # pyright: ignore[reportPrivateUsage]
+    answers: list[tuple[int, Any]] = []
+
+    async def overtaken(*arguments: Any) -> Any:
+        monkeypatch.setattr(disposal, "_history", honest)
+        answers.append(await backend.post(f"/tasks/{task_id}/erase"))
+        return await honest(*arguments)
+
+    monkeypatch.setattr(disposal, "_history", overtaken)
+    answers.append(await backend.post(f"/tasks/{task_id}/erase"))
+    assert [(status, answer["version"]) for status, answer in answers] == [(200, 4)] * 2
 
 
 async def test_erasing_again_spares_arguments_that_a_later_task_was_given(backend: Backend) -> None:
