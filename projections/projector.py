@@ -64,7 +64,7 @@ class Projector:
         self._applier: Applier | None = None
         self._tombstones = Tombstones(broker)
         self._turn = asyncio.Lock()
-        self._gather_s = 0.0
+        self._gather_until = 0.0
         self._unhalted = asyncio.Event()
 
     @property
@@ -141,7 +141,7 @@ class Projector:
     async def _gather(self) -> None:
         """Let the batch grow for as long as the last one took, unless somebody waits for it."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(min(self._gather_s, GATHER_MAX_S)):
+            async with asyncio.timeout(max(0.0, self._gather_until - time.monotonic())):
                 await self.freshness.awaited.wait()
 
     async def _apply(self, applier: Applier, inflow: Inflow) -> bool:
@@ -157,8 +157,9 @@ class Projector:
         if events or reports:
             began = time.monotonic()
             applied = await self.in_writer(lambda: applier.apply(events, reports))
+            ended = time.monotonic()
             loaded = GATHER_MIN <= len(events) + len(reports) < GATHER_BELOW
-            self._gather_s = time.monotonic() - began if loaded else 0.0
+            self._gather_until = ended + min(ended - began, GATHER_MAX_S) if loaded else ended
             self._tell(applier, applied.versions)
             if applied.erased:
                 self.erased.set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -16,7 +17,6 @@ from eventq.events.report import Log, LogLine, Progress
 from eventq.events.reporting import publish_report
 from eventq.events.subjects import EVENTS, PROGRESS
 from eventq.events.task_events import Completed, Started
-from eventq.projections import projector as projector_module
 from eventq.projections.projector import GATHER_MIN, Projector
 from eventq.projections.queries import Queries
 from eventq.projections.store import ProjectionDamaged, Store
@@ -233,12 +233,11 @@ async def test_own_writes_are_waited_for(broker: Broker, store: Store, queries: 
 async def test_a_batch_that_is_left_to_grow_is_applied_when_somebody_waits_for_it(
     broker: Broker, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Under load the next batch waits: here, until the end of the test, if nobody came."""
-    monkeypatch.setattr(projector_module, "GATHER_MAX_S", 2 * WAIT_S)
+    """Under load the next batch waits: here, for longer than the test, if nobody came."""
     history = random_history(5, 2 * GATHER_MIN)
     await publish(broker, history.events[:GATHER_MIN])
     async with running(Projector(store, broker)) as projector:
         await caught_up(projector, GATHER_MIN)
-        monkeypatch.setattr(projector, "_gather_s", 2 * WAIT_S)
+        monkeypatch.setattr(projector, "_gather_until", time.monotonic() + 2 * WAIT_S)
         await publish(broker, history.events[GATHER_MIN:])
         await caught_up(projector, 2 * GATHER_MIN)
