@@ -209,6 +209,14 @@ def segfault() -> None:
     os.kill(os.getpid(), signal.SIGSEGV)
 
 
+@task(name="chaos.end_as")
+def end_as(how: int) -> None:
+    """Ends its process: with that exit code, or by that signal where it is negative."""
+    if how >= 0:
+        os._exit(how)
+    os.kill(os.getpid(), -how)
+
+
 @task(name="chaos.nan")
 async def nan() -> float:
     return float("nan")

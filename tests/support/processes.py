@@ -19,6 +19,11 @@ def dead(pid: int) -> bool:
     return not alive(pid)
 
 
+def parent(pid: int) -> int:
+    """The process above `pid`."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 def stands_still(pid: int) -> bool:
     """Whether a signal stopped every thread of `pid` (state T). A signal reaches the threads one by one: until the last has
     it, the process may still answer."""

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Generator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +21,14 @@ from eventq.workers.config import Isolation
 from eventq.workers.context import Report, SpawnRequest
 from eventq.workers.devices import CPU
 from eventq.workers.frames import pack
+from eventq.workers.keeper import GIVE_UP_S
 from eventq.workers.outcome import Outcome, Raised, Returned, Stopped
+from eventq.workers.process_tree import descendants
 from eventq.workers.processes import Child, ChildBroken, ChildPool, OnReport
 from tests.chaos.checker import read_witness
 from tests.chaos.site import TASKS
 from tests.support.poll import eventually
-from tests.support.processes import alive, dead
+from tests.support.processes import alive, dead, parent, stands_still
 
 
 @pytest.fixture
@@ -137,6 +145,62 @@ async def test_a_child_that_is_being_terminated_has_its_time_before_it_is_killed
     pool.give_back(child)
 
 
+async def test_a_child_that_stands_still_is_killed_with_all_that_it_started(pool: ChildPool) -> None:
+    child = await pool.take()
+    running = asyncio.create_task(run(child, "chaos.grandchild"))
+    grandchild = await pid_when_entered()
+    assert await child.freeze()
+    await eventually(lambda: stands_still(grandchild), what="what the function started stands still, too")
+    await child.kill()
+    assert dead(grandchild)
+    assert isinstance(await running, Raised)
+    pool.give_back(child)
+
+
+ENDS = {
+    3: "exited with code 3",
+    -signal.SIGTERM: "ended by SIGTERM",
+    -signal.SIGKILL: "ended by SIGKILL",
+    -signal.SIGSEGV: "ended by SIGSEGV",
+}
+
+
+@pytest.mark.parametrize("how", ENDS)
+async def test_what_a_child_died_of_is_told_truly_whatever_its_keeper_is_sent_afterwards(pool: ChildPool, how: int) -> None:
+    child = await pool.take()
+    pid = await pid_of(child)
+    above = parent(pid)
+
+    def press() -> None:
+        while alive(pid):
+            pass
+        with suppress(ProcessLookupError):
+            while alive(above):
+                os.kill(above, signal.SIGTERM)
+
+    pressing = threading.Thread(target=press)
+    pressing.start()
+    outcome = await run(child, "chaos.end_as", how)
+    pressing.join()
+    assert isinstance(outcome, Raised)
+    assert ENDS[how] in outcome.error.message
+    pool.give_back(child)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+async def test_a_child_dies_with_its_keeper(pool: ChildPool, frozen: bool) -> None:
+    child = await pool.take()
+    running = asyncio.create_task(run(child, "chaos.deaf_plain"))
+    pid = await pid_when_entered()
+    assert not frozen or await child.freeze()
+    os.kill(parent(pid), signal.SIGKILL)
+    outcome = await running
+    assert isinstance(outcome, Raised)
+    assert "ended by SIGKILL" in outcome.error.message
+    await eventually(lambda: dead(pid), what="the child is dead")
+    pool.give_back(child)
+
+
 async def test_a_function_that_forks_ends_once_and_the_next_result_is_the_next_functions(pool: ChildPool) -> None:
     child = await pool.take()
     said: list[Report] = []
@@ -240,3 +304,120 @@ async def test_a_place_is_free_again_when_no_child_could_be_started(tmp_path: Pa
     assert child.alive
     pool.give_back(child)
     await pool.close()
+
+
+# Keepers without a worker. A keeper does something when Python tells its audit hooks of a step; or its child, when that begins.
+
+ACT = """
+import os, signal, sys
+
+channel, above = sys.orig_argv[-2:]
+
+def act(step, _=()):
+    if step == {step!r}:
+        exec({deed!r}, globals())
+
+if "eventq.workers.keeper" in sys.orig_argv:
+    sys.addaudithook(act)
+if "eventq.workers.process_main" in sys.orig_argv:
+    act("child")
+"""
+IMPORTS, STARTS, CHILD = "ctypes.dlopen", "os.posix_spawn", "child"
+END_ITSELF = "os.kill(os.getpid(), signal.SIGTERM)"
+END_KEEPER = "os.kill(int(above), signal.SIGTERM); signal.pause()"
+
+
+@contextmanager
+def keeper(folder: Path, step: str, deed: str, *launcher: str) -> Generator[tuple[subprocess.Popen[bytes], socket.socket]]:
+    """A keeper, or who starts one, and the worker's end of the channel to the child."""
+    (folder / "sitecustomize.py").write_text(ACT.format(step=step, deed=deed))
+    ours, theirs = socket.socketpair()
+    command = (sys.executable, *(launcher or ("-P", "-m", "eventq.workers.keeper")), str(theirs.fileno()), str(os.getpid()))
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    with ours, subprocess.Popen(command, pass_fds=(theirs.fileno(),), env=environment, start_new_session=True) as process:
+        theirs.close()
+        try:
+            yield process, ours
+        finally:
+            for pid in (*descendants(process.pid), process.pid):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("step", "deed", "ended_by"),
+    [
+        (IMPORTS, END_ITSELF, signal.SIGTERM),
+        (STARTS, END_ITSELF, signal.SIGKILL),
+        (CHILD, END_KEEPER, signal.SIGKILL),
+        (CHILD, END_ITSELF, signal.SIGTERM),
+    ],
+)
+def test_sigterm_is_obeyed_also_while_a_child_is_being_started(
+    tmp_path: Path, step: str, deed: str, ended_by: signal.Signals
+) -> None:
+    with keeper(tmp_path, step, deed) as (process, _):
+        assert process.wait(60) == -ended_by
+
+
+WORKER = """
+import os, subprocess, sys
+keeper = [sys.executable, "-P", "-m", "eventq.workers.keeper", sys.argv[1], str(os.getpid())]
+subprocess.run(keeper, pass_fds=[int(sys.argv[1])])
+"""
+WORKER_DIES = """
+os.kill(int(above), signal.SIGKILL)
+while ") Z " not in open(f"/proc/{above}/stat").read():
+    os.sched_yield()
+"""
+
+
+@pytest.mark.parametrize("step", [IMPORTS, STARTS])
+def test_a_worker_that_dies_while_a_child_is_being_started_leaves_nothing_behind(tmp_path: Path, step: str) -> None:
+    with keeper(tmp_path, step, WORKER_DIES, "-c", WORKER) as (dying, channel):
+        channel.settimeout(GIVE_UP_S)
+        assert channel.recv(1) == b"", "keeper and child are gone, and the ends that they had"
+        assert dying.wait(60) == -signal.SIGKILL
+
+
+CHILD_LEAVES = """
+if os.fork():
+    os.read(int(channel), 1)
+    os._exit(7)
+os.setsid()
+os.close(int(channel))
+signal.pause()
+"""
+
+
+def test_what_a_child_left_is_killed_also_when_the_order_comes_in_the_moment_of_its_end(tmp_path: Path) -> None:
+    """A handler that is called too late, because the keeper was about to wait, shows once in some 500 times."""
+    with keeper(tmp_path, CHILD, CHILD_LEAVES) as (process, channel):
+        channel.send(b".")
+        assert channel.recv(1) == b"", "the child has ended"
+        os.kill(process.pid, signal.SIGTERM)
+        assert process.wait(60) == 7
+
+
+OUTLIVES = """
+os.kill(int(above), signal.SIGALRM)
+while os.getppid() == int(above):
+    os.sched_yield()
+os._exit(0)
+"""
+CHILD_OUTLIVES = f"""
+child = os.getpid()
+if os.fork():
+    os._exit(7)
+while os.getppid() == child:
+    os.sched_yield()
+{OUTLIVES}
+"""
+
+
+@pytest.mark.parametrize(("deed", "ended_as"), [(OUTLIVES, -signal.SIGKILL), (CHILD_OUTLIVES, 7)])
+def test_a_keeper_that_gives_up_what_it_cannot_kill_ends_as_its_child_did_or_will(
+    tmp_path: Path, deed: str, ended_as: int
+) -> None:
+    with keeper(tmp_path, CHILD, deed) as (process, _):
+        assert process.wait(60) == ended_as
