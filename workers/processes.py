@@ -204,8 +204,10 @@ class Child:
         """SIGKILL to all of its processes, also to what left its group or outlived it: the keeper does it."""
         self._fit = False
         async with self._ending:
-            with suppress(ProcessLookupError):
-                self._keeper.terminate()
+            if self.alive:
+                with suppress(ProcessLookupError):
+                    # Not by its ``terminate()``: that would look first whether it has ended, and take the news from ``wait()``.
+                    os.kill(self._keeper.pid, signal.SIGTERM)
             await self._keeper.wait()
         self._writer.close()
 
@@ -222,7 +224,8 @@ class Child:
         code = self._keeper.returncode or 0
         if code < 0:
             hint = " (out of memory?)" if code == -signal.SIGKILL else ""
-            return f"the process that ran it was ended by {signal.Signals(-code).name}{hint}"
+            name = next((known.name for known in signal.Signals if known == -code), f"signal {-code}")
+            return f"the process that ran it was ended by {name}{hint}"
         return f"the process that ran it exited with code {code} before it had a result"
 
 

@@ -162,6 +162,7 @@ ENDS = {
     -signal.SIGTERM: "ended by SIGTERM",
     -signal.SIGKILL: "ended by SIGKILL",
     -signal.SIGSEGV: "ended by SIGSEGV",
+    -(signal.SIGRTMIN + 1): f"ended by signal {signal.SIGRTMIN + 1}",
 }
 
 
@@ -184,6 +185,20 @@ async def test_what_a_child_died_of_is_told_truly_whatever_its_keeper_is_sent_af
     pressing.join()
     assert isinstance(outcome, Raised)
     assert ENDS[how] in outcome.error.message
+    pool.give_back(child)
+
+
+async def test_what_a_child_died_of_is_told_truly_whenever_it_is_killed(pool: ChildPool) -> None:
+    child = await pool.take()
+    os.kill(await pid_of(child), signal.SIGUSR1)
+    while child.alive:
+        killing = asyncio.create_task(child.kill())
+        await asyncio.sleep(0)
+        killing.cancel()
+        await asyncio.wait((killing,))
+    outcome = await run(child, "chaos.pid")
+    assert isinstance(outcome, Raised)
+    assert "ended by SIGUSR1" in outcome.error.message
     pool.give_back(child)
 
 
