@@ -52,11 +52,12 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
-def signal_below(keeper: int, group: int | None, number: signal.Signals) -> None:
-    """Send a signal to everything below ``keeper``: at once to the ``group`` of its child, then to what left that."""
-    if group is not None:
+def signal_below(keeper: int, group: int, number: signal.Signals) -> None:
+    """Send a signal once to each process below ``keeper``: to the ``group`` of its child as a whole, then to what left that."""
+    below = descendants(keeper)  # looked up first: what a handler starts, to clean up, is not meant any more
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, number)
+    for pid in below:
         with suppress(ProcessLookupError, PermissionError):
-            os.killpg(group, number)
-    for pid in descendants(keeper):
-        with suppress(ProcessLookupError, PermissionError):
-            os.kill(pid, number)
+            if os.getpgid(pid) != group:
+                os.kill(pid, number)

@@ -212,7 +212,7 @@ class Child:
         self._writer.close()
 
     def _signal(self, number: signal.Signals) -> None:
-        if self.alive:
+        if self.alive and self._pid is not None:
             signal_below(self._keeper.pid, self._pid, number)
 
     async def _send(self, message: dict[str, Any]) -> None:

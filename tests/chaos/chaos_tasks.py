@@ -442,6 +442,38 @@ def grandchild(context: Context) -> None:
     started.wait()
 
 
+@task(name="chaos.count_sigterm")
+def count_sigterm(context: Context, path: str) -> list[int]:
+    """How often SIGTERM came until the gate opened: to its process, to one that it started, and to one in another session."""
+    count = 0
+
+    def heard(*_: object) -> None:
+        nonlocal count
+        count += 1
+
+    code = """
+import signal, sys
+count = 0
+def heard(*_):
+    global count
+    count += 1
+signal.signal(signal.SIGTERM, heard)
+print(flush=True)
+sys.stdin.read()
+print(count)
+"""
+    signal.signal(signal.SIGTERM, heard)
+    command, pipe = [sys.executable, "-c", code], subprocess.PIPE
+    started = [subprocess.Popen(command, stdin=pipe, stdout=pipe, start_new_session=session) for session in (False, True)]
+    for process in started:
+        assert process.stdout is not None
+        process.stdout.readline()
+    witness(context, "enter")
+    while not opened(path):
+        time.sleep(POLL_S)
+    return [count, *(int(process.communicate()[0]) for process in started)]
+
+
 @task(name="chaos.pid")
 def pid() -> int:
     return os.getpid()

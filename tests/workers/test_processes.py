@@ -145,6 +145,17 @@ async def test_a_child_that_is_being_terminated_has_its_time_before_it_is_killed
     pool.give_back(child)
 
 
+async def test_each_process_of_a_function_gets_sigterm_once(pool: ChildPool, tmp_path: Path) -> None:
+    child = await pool.take()
+    gate = tmp_path / "gate"
+    running = asyncio.create_task(run(child, "chaos.count_sigterm", str(gate)))
+    await pid_when_entered()
+    assert not await child.terminate(patience_s=0)
+    gate.touch()
+    assert await running == Returned(b"[1,1,1]")
+    pool.give_back(child)
+
+
 async def test_a_child_that_stands_still_is_killed_with_all_that_it_started(pool: ChildPool) -> None:
     child = await pool.take()
     running = asyncio.create_task(run(child, "chaos.grandchild"))
