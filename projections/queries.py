@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from datetime import UTC, datetime
@@ -25,7 +25,7 @@ from eventq.events.schedule import ScheduleStatus
 from eventq.events.worker_events import TaskDeclaration
 from eventq.events.workflow import WorkflowStatus
 from eventq.projections.fold import fold, version_key
-from eventq.projections.queue_queries import LineFacts, QueuePage, line_facts, queue_page
+from eventq.projections.queue_queries import LineFacts, QueuePage, line_facts, one_queue, queue_page
 from eventq.projections.rows import (
     AttemptRow,
     EventRow,
@@ -206,9 +206,13 @@ class Queries:
         rows = await self._read(lambda snapshot: snapshot.rows(_SQL["counts"]))
         return {(pool, queue, status): count for pool, queue, status, count in rows}
 
-    async def queue_page(self, now: datetime, name: str | None = None) -> QueuePage:
-        """Queues with all that there is to say of them at ``now``; with a ``name`` at most the one of that name."""
-        return await self._read(lambda snapshot: queue_page(snapshot, now, name))
+    async def queue_page(self, now: datetime, served: Collection[str], *, limit: int, offset: int) -> QueuePage:
+        """Queues, also those that are only ``served``, with all that there is to say of them at ``now``."""
+        return await self._read(lambda snapshot: queue_page(snapshot, now, served, limit, offset))
+
+    async def queue(self, now: datetime, name: str) -> QueuePage:
+        """The queue of this name, if there is one, as a page."""
+        return await self._read(lambda snapshot: one_queue(snapshot, now, name))
 
     async def line_facts(self, task: TaskRow) -> LineFacts:
         """What stands before ``task``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -27,10 +27,14 @@ then the next start is told too early."""
 
 _HOLDS = "((status = 'PENDING' AND ready > 0) OR status = 'RUNNING' OR (status = 'PAUSED' AND worker_id IS NOT NULL))"
 
+_NAMES = "SELECT queue FROM queues UNION SELECT queue FROM tasks"
+
+_STATES = "SELECT queue, state FROM queues WHERE queue IN (SELECT unnest($queues))"
+
 _DEPTHS = """
 SELECT queue, pool, status, status = 'PENDING' AND ready = 0 AS held, count(*) AS tasks,
        min(updated_at) FILTER (status = 'PENDING') AS oldest_at
-FROM tasks WHERE $queue IS NULL OR queue = $queue
+FROM tasks WHERE queue IN (SELECT unnest($queues))
 GROUP BY ALL
 """
 
@@ -45,14 +49,14 @@ SELECT queue,
 FROM (
     SELECT tasks.queue, attempts.started_at, attempts.ended_at, attempts.outcome
     FROM attempts JOIN tasks USING (task_id)
-    WHERE (attempts.started_at >= $minutes OR attempts.ended_at >= $minutes) AND ($queue IS NULL OR tasks.queue = $queue)
+    WHERE (attempts.started_at >= $minutes OR attempts.ended_at >= $minutes) AND tasks.queue IN (SELECT unnest($queues))
 )
 GROUP BY queue
 """
 
 _HOLDERS = f"""
 SELECT queue, task_id, status, key, pool, worker_id, updated_at AS since, count(*) OVER (PARTITION BY queue) AS holders
-FROM tasks WHERE {_HOLDS} AND ($queue IS NULL OR queue = $queue)
+FROM tasks WHERE {_HOLDS} AND queue IN (SELECT unnest($queues))
 QUALIFY row_number() OVER (PARTITION BY queue ORDER BY status = 'PENDING', position) <= {HOLDERS_SHOWN}
 ORDER BY queue, status = 'PENDING', position
 """
@@ -138,9 +142,10 @@ class QueueFacts:
 
 @dataclass(frozen=True, slots=True)
 class QueuePage:
-    """Queues by name, true for the position ``as_of``."""
+    """Queues in order of their names, true for the position ``as_of``. ``total``: how many there are in all."""
 
-    queues: dict[str, QueueFacts]
+    total: int
+    queues: list[QueueFacts]
     as_of: int
 
 
@@ -162,12 +167,26 @@ class LineFacts:
     durations: list[float]
 
 
-def queue_page(snapshot: Snapshot, now: datetime, name: str | None) -> QueuePage:
-    """All queues that the projection knows, or the one of this name if it does. ``now``: what the rates look back from."""
-    which: dict[str, Any] = {"queue": name}
+def queue_page(snapshot: Snapshot, now: datetime, served: Collection[str], limit: int, offset: int) -> QueuePage:
+    """A page of all queues that the projection knows or that are ``served``. ``now``: what the rates look back from."""
+    names = sorted({name for (name,) in snapshot.rows(_NAMES)}.union(served))
+    wanted = names[offset : offset + limit]
+    found = _queues(snapshot, now, wanted)
+    return QueuePage(len(names), [found.get(name, QueueFacts(name)) for name in wanted], snapshot.position)
+
+
+def one_queue(snapshot: Snapshot, now: datetime, name: str) -> QueuePage:
+    """The queue of this name as a page of one; an empty page where the projection does not know it."""
+    found = list(_queues(snapshot, now, [name]).values())
+    return QueuePage(len(found), found, snapshot.position)
+
+
+def _queues(snapshot: Snapshot, now: datetime, names: Sequence[str]) -> dict[str, QueueFacts]:
+    """What the projection knows of these, by name."""
+    which: dict[str, Any] = {"queues": list(names)}
     since = {"minute": naive(now - timedelta(minutes=1)), "minutes": naive(now - timedelta(minutes=5))}
     found: defaultdict[str, QueueFacts] = defaultdict(lambda: QueueFacts(""))
-    for queue, state in snapshot.rows("SELECT queue, state FROM queues WHERE $queue IS NULL OR queue = $queue", which):
+    for queue, state in snapshot.rows(_STATES, which):
         found[queue].queue = QUEUES.from_summary(orjson.loads(state))
     for queue, pool, status, held, tasks, oldest_at in snapshot.rows(_DEPTHS, which):
         _add(found[queue].pools.setdefault(pool, Depth()), status, held, tasks, oldest_at)
@@ -180,7 +199,7 @@ def queue_page(snapshot: Snapshot, now: datetime, name: str | None) -> QueuePage
         found[queue].held_slots = holders
     for queue, facts in found.items():
         facts.name = queue
-    return QueuePage(dict(found), snapshot.position)
+    return dict(found)
 
 
 def line_facts(snapshot: Snapshot, task: TaskRow) -> LineFacts:

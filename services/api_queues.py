@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 import nats.errors
@@ -29,6 +29,7 @@ from eventq.services.queue_models import (
     QueueAnswer,
     QueueListAnswer,
     QueuePath,
+    QueueQuery,
     QueuesQuery,
     RatesAnswer,
     SlotsAnswer,
@@ -48,7 +49,7 @@ _NOT_ANSWERED = (nats.errors.Error, APIError, TimeoutError)
 
 @routes.get("/queues", errors=READ_ERRORS)
 async def list_queues(request: web.Request, query: QueuesQuery) -> Reply[QueueListAnswer]:
-    """List every queue that has tasks, limits, a pause, or workers' attention.
+    """List the queues that have tasks, limits, a pause, or workers' attention, by name, in pages.
 
     A queue need not be created: it is there as soon as a task names it.
     """
@@ -56,15 +57,19 @@ async def list_queues(request: web.Request, query: QueuesQuery) -> Reply[QueueLi
     await fresh_enough(api, min_position=query.min_position)
     served = await _served(api)
     now = datetime.now(UTC)
-    page = await api.queries.queue_page(now)
-    names = sorted(page.queues.keys() | {route.queue for route in served})
-    answers = [_answer(page.queues.get(name, QueueFacts(name)), served, now, page.as_of) for name in names]
-    answer = QueueListAnswer(total=len(answers), queues=answers, as_of=page.as_of)
+    page = await api.queries.queue_page(now, served, limit=query.limit, offset=query.offset)
+    answer = QueueListAnswer(
+        total=page.total,
+        limit=query.limit,
+        offset=query.offset,
+        queues=[_answer(facts, served.get(facts.name, ()), now, page.as_of) for facts in page.queues],
+        as_of=page.as_of,
+    )
     return Reply(answer, headers={AS_OF_HEADER: str(page.as_of)})
 
 
 @routes.get("/queues/{queue_name}", errors=READ_ERRORS)
-async def get_queue(request: web.Request, path: QueuePath, query: QueuesQuery) -> Reply[QueueAnswer]:
+async def get_queue(request: web.Request, path: QueuePath, query: QueueQuery) -> Reply[QueueAnswer]:
     """Read a queue: how deep it is, how it moves, what limits it, and who holds its slots."""
     await fresh_enough(api_of(request), min_position=query.min_position)
     return await _reply(api_of(request), path.queue_name, must_exist=True)
@@ -108,29 +113,31 @@ async def _change(request: web.Request, path: QueuePath, command: QueueCommand) 
 
 
 async def _reply(api: Api, name: str, *, must_exist: bool) -> Reply[QueueAnswer]:
-    served = [route for route in await _served(api) if route.queue == name]
+    served = (await _served(api)).get(name, ())
     now = datetime.now(UTC)
-    page = await api.queries.queue_page(now, name)
-    facts = page.queues.get(name)
-    if facts is None and not served and must_exist:
+    page = await api.queries.queue(now, name)
+    if not page.queues and not served and must_exist:
         raise QueueNotFound(name)
-    answer = _answer(facts or QueueFacts(name), served, now, page.as_of)
+    facts = page.queues[0] if page.queues else QueueFacts(name)
+    answer = _answer(facts, served, now, page.as_of)
     return Reply(answer, headers={"ETag": etag(answer.version), AS_OF_HEADER: str(page.as_of)})
 
 
-async def _served(api: Api) -> list[Route]:
-    """Routes that workers take work of; none where the broker does not say."""
+async def _served(api: Api) -> Mapping[str, Sequence[Route]]:
+    """Routes that workers take work of, by queue; none where the broker does not say."""
+    found: dict[str, list[Route]] = {}
     try:
-        return await api.log.routes.existing()
+        for route in await api.log.routes.existing():
+            found.setdefault(route.queue, []).append(route)
     except _NOT_ANSWERED as error:
         log.warning("queues.routes_unknown", error=repr(error))
-        return []
+    return found
 
 
 def _answer(facts: QueueFacts, served: Sequence[Route], now: datetime, as_of: int) -> QueueAnswer:
+    """``served``: its routes that workers take work of."""
     queue = facts.queue
-    here = [route for route in served if route.queue == facts.name]
-    pools = sorted(facts.pools.keys() | {route.pool for route in here})
+    pools = sorted(facts.pools.keys() | {route.pool for route in served})
     oldest = min((d.oldest_pending_at for d in facts.pools.values() if d.oldest_pending_at is not None), default=None)
     depth: dict[str, int] = {}
     for one in facts.pools.values():
@@ -142,7 +149,7 @@ def _answer(facts: QueueFacts, served: Sequence[Route], now: datetime, as_of: in
         held=sum(one.held for one in facts.pools.values()),
         oldest_pending_at=oldest,
         oldest_age_seconds=None if oldest is None else max(0.0, (now - oldest).total_seconds()),
-        pools=[_pool(pool, facts.pools.get(pool, Depth()), here) for pool in pools],
+        pools=[_pool(pool, facts.pools.get(pool, Depth()), served) for pool in pools],
         rates=RatesAnswer(last_minute=_moved(facts.last_minute), last_5_minutes=_moved(facts.last_5_minutes)),
         limits=LimitsBody.of(queue.limits),
         configured_by=queue.configured_by,

@@ -31,17 +31,22 @@ _UNLIMITED = "none"
 
 @app.command("list")
 def list_queues(
+    limit: Annotated[int, typer.Option("--limit", "-n", help="At most so many.")] = 50,
+    offset: Annotated[int, typer.Option(help="Leave out so many first.")] = 0,
     as_json: JsonOption = False,
     api: ApiOption = None,
     config: ConfigOption = None,
     data_dir: DataDirOption = None,
 ) -> None:
     """List queues: depth, oldest age, what moved in the last minute, limits."""
-    answer = _ask(Instance(api=api, config=config, data_dir=data_dir), lambda client: client.queues.list())
+    instance = Instance(api=api, config=config, data_dir=data_dir)
+    page = _ask(instance, lambda client: client.queues.list(limit=limit, offset=offset))
     output = Output(as_json=as_json)
-    output.show(answer, lambda: _table(answer["queues"]))
-    if not answer["queues"]:
+    output.show(page, lambda: _table(page["queues"]))
+    if not page["total"]:
         output.note("no queues yet: one is there as soon as a task names it")
+    elif len(page["queues"]) < page["total"]:
+        output.note(f"{len(page['queues'])} of {page['total']}", style="dim")
 
 
 @app.command("show")

@@ -15,9 +15,10 @@ class QueuesClient:
     def __init__(self, client: Asks) -> None:
         self._client = client
 
-    async def list(self) -> QueueListAnswer:
-        """Every queue that has tasks, limits, a pause, or workers' attention."""
-        return await self._client.ask(QueueListAnswer, "GET", "/queues")
+    async def list(self, *, limit: int = 50, offset: int = 0) -> QueueListAnswer:
+        """A page of the queues that have tasks, limits, a pause, or workers' attention, by name."""
+        params = [("limit", str(limit)), ("offset", str(offset))]
+        return await self._client.ask(QueueListAnswer, "GET", "/queues", params=params)
 
     async def get(self, queue_name: str) -> QueueAnswer:
         """One queue, with who holds its slots."""

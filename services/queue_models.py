@@ -10,6 +10,7 @@ from pydantic import Field
 from eventq.events.limits import QUEUE_RUNNING_MAX, RATE_MAX, RATE_PERIOD_MAX_S, REASON_MAX_CHARS
 from eventq.events.queue_events import QueueLimits, Rate
 from eventq.services.answers import Answer
+from eventq.services.http_limits import OFFSET_MAX, PAGE_DEFAULT, PAGE_MAX
 from eventq.services.schemas import POSITION_MAX, Closed, QueueName
 
 Running = Annotated[int, Field(ge=1, le=QUEUE_RUNNING_MAX)]
@@ -81,9 +82,17 @@ class QueuePath(Closed):
     queue_name: QueueName
 
 
-class QueuesQuery(Closed):
+class QueueQuery(Closed):
     """What the answer must include."""
 
+    min_position: int | None = Field(None, ge=0, le=POSITION_MAX, description="Wait until this position is visible.")
+
+
+class QueuesQuery(Closed):
+    """Which of all queues."""
+
+    limit: int = Field(PAGE_DEFAULT, ge=1, le=PAGE_MAX)
+    offset: int = Field(0, ge=0, le=OFFSET_MAX)
     min_position: int | None = Field(None, ge=0, le=POSITION_MAX, description="Wait until this position is visible.")
 
 
@@ -153,9 +162,11 @@ class QueueAnswer(Answer):
 
 
 class QueueListAnswer(Answer):
-    """Every queue that has tasks, limits, a pause, or workers' attention."""
+    """A page of the queues that have tasks, limits, a pause, or workers' attention. `total`: of all."""
 
     total: int
+    limit: int
+    offset: int
     queues: list[QueueAnswer]
     as_of: int
 

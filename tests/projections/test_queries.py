@@ -151,14 +151,20 @@ async def test_the_past_by_time(store: Store, queries: Queries) -> None:
 async def test_counts_queues_workers_and_declarations(store: Store, queries: Queries) -> None:
     history = fill(store)
     assert (await queries.counts())["cpu", "fast", "RUNNING"] == 1
-    found = (await queries.queue_page(history.events[-1].time)).queues
+    now = history.events[-1].time
+    page = await queries.queue_page(now, {"served"}, limit=10, offset=0)
+    assert ([one.name for one in page.queues], page.total) == (["default", "fast", "served"], 3)
+    found = {one.name: one for one in page.queues}
     default, fast = found["default"].pools["cpu"], found["fast"].pools["cpu"]
     unfinished = {"PENDING": 1, "RUNNING": 1, "SCHEDULED": 1, "RETRYING": 1}
     assert {status: default.by_status.get(status) for status in unfinished} == unfinished
     assert (default.held, default.oldest_pending_at) == (0, history.events[-2].time)
     assert (fast.by_status, fast.oldest_pending_at) == ({"RUNNING": 1}, None)
     assert found["fast"].held_slots == 1
-    assert list((await queries.queue_page(history.events[-1].time, "fast")).queues) == ["fast"]
+    assert (await queries.queue(now, "fast")).queues == [found["fast"]]
+    assert (await queries.queue(now, "slow")).queues == []
+    second = await queries.queue_page(now, {"served"}, limit=1, offset=1)
+    assert (second.queues, second.total) == ([found["fast"]], 3)
     [worker] = await queries.workers()
     assert (worker.worker_id, worker.status, worker.pid, worker.queues, worker.running) == ("w1", "ACTIVE", 7, ["default"], 2)
     declarations = await queries.declarations()

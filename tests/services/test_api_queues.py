@@ -52,6 +52,16 @@ async def test_a_queue_exists_as_soon_as_a_task_names_it(backend: Backend) -> No
     assert listed["total"] == 1
 
 
+async def test_queues_are_listed_by_name_in_pages(backend: Backend) -> None:
+    for name in ("c", "a", "b"):
+        await backend.submit(queue_name=name)
+    pages = [(await backend.get(f"/queues?limit=2&offset={offset}"))[1] for offset in (0, 2, 4)]
+    assert [[one["queue_name"] for one in page["queues"]] for page in pages] == [["a", "b"], ["c"], []]
+    assert all((page["total"], page["limit"]) == (3, 2) for page in pages)
+    status, refusal = await backend.get("/queues?limit=501")
+    assert (status, refusal["field"], refusal["limit"]) == (400, "limit", 500)
+
+
 async def test_rates_tell_what_was_started_completed_and_failed_lately(backend: Backend) -> None:
     done, failed, running = [(await backend.submit())["task_id"] for _ in range(3)]
     await backend.complete(done)
