@@ -36,7 +36,7 @@ from eventq.events.workflow_events import (
     WorkflowTimedOut,
 )
 from eventq.events.workflow_graph import Graph
-from eventq.events.workflow_values import Unresolved, Wanted, all_hold, resolve, wanted_by_task
+from eventq.events.workflow_values import TOO_MUCH, Unresolved, Wanted, all_hold, resolve, wanted_by_task
 
 BATCH_MAX = 300
 """Nodes that one event tells of: with names of 64 characters and reasons it stays well below the limit of an event."""
@@ -331,31 +331,38 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to append next, or the results that must be known to say so."""
+    """What to append next, or the results that must be known to say so. ``wanting``: the node that the first of them is for."""
 
     event: PlannedEvent | None = None
     missing: Sequence[Wanted] = ()
+    wanting: str | None = None
 
 
 def plan(
-    run: Run, results: Mapping[Wanted, JSON], now: datetime, lost: Mapping[Wanted, str] | None = None, *, enough: bool = False
+    run: Run,
+    results: Mapping[Wanted, JSON],
+    now: datetime,
+    lost: Mapping[Wanted, str] | None = None,
+    *,
+    greedy: str | None = None,
+    enough: bool = False,
 ) -> Plan:
     """What follows at ``now`` from all that the run was shown. ``results``: those known; ``lost``: those that nobody can
-    know any more, each with the reason; ``enough``: rather tell what follows without those that are missing, if anything.
-    Missing results come node by node."""
+    know any more, each with the reason; ``greedy``: a node that wants more than can be known at once, and fails for it;
+    ``enough``: rather tell what follows without those that are missing, if anything. Missing results come node by node."""
     state = run.state
     if state.ended or run.graph is None:
         return Plan()
     if state.ending is None and state.deadline_at is not None and state.deadline_at <= now:
         return Plan(WorkflowExpired(deadline_at=state.deadline_at))
-    draft = _Draft(run, results, lost or {})
+    draft = _Draft(run, results, lost or {}, greedy)
     draft.end_tasks()
     draft.end_waits(now)
     if state.ending is None and not draft.stopped:
         draft.start_nodes()
     event = draft.event()
     if draft.missing and not (enough and event is not None):
-        return Plan(missing=tuple(draft.missing))
+        return Plan(missing=tuple(draft.missing), wanting=draft.wanting)
     if event is not None:
         return Plan(event)
     if state.ending is None:
@@ -384,12 +391,13 @@ def _last(run: Run) -> PlannedEvent:
 class _Draft:
     """One event while it is thought out, and what would be true after it."""
 
-    def __init__(self, run: Run, results: Mapping[Wanted, JSON], lost: Mapping[Wanted, str]) -> None:
+    def __init__(self, run: Run, results: Mapping[Wanted, JSON], lost: Mapping[Wanted, str], greedy: str | None) -> None:
         assert run.graph is not None
         self._run = run
         self._graph = run.graph
         self._results = results
         self._lost = lost
+        self._greedy = greedy
         self._after: dict[str, NodeStatus] = {}
         self._left: dict[str, int] = {}
         self._ready: list[str] = run.ready
@@ -401,6 +409,7 @@ class _Draft:
         self._because: str | None = None
         self._compensate = False
         self.missing: dict[Wanted, None] = {}
+        self.wanting: str | None = None
 
     @property
     def stopped(self) -> bool:
@@ -537,6 +546,8 @@ class _Draft:
 
     def _results_for(self, name: str) -> dict[Wanted, JSON] | str | None:
         """The results that the node needs; ``None`` where some are to be fetched first; a sentence where that is in vain."""
+        if name == self._greedy:
+            return TOO_MUCH
         found: dict[Wanted, JSON] = {}
         missing: list[Wanted] = []
         for wanted in self._graph.wanted[name]:
@@ -549,6 +560,7 @@ class _Draft:
             else:
                 missing.append(wanted)
         if missing:
+            self.wanting = self.wanting or name
             self.missing |= dict.fromkeys(missing)
             return None
         return found

@@ -11,12 +11,15 @@ from typing import Any, NamedTuple, cast
 
 from eventq.events.data import JSON
 from eventq.events.errors import InvalidInput
-from eventq.events.limits import REFERENCE_DEPTH_MAX
+from eventq.events.limits import NODE_RESULTS_MAX_BYTES, REFERENCE_DEPTH_MAX
 from eventq.events.task_events import Submitted
 from eventq.events.workflow_events import Condition, Node
 
 FROM = "$from"
 _KEYS = frozenset({FROM, "path", "children"})
+
+TOO_MUCH = f"all the results that it takes are larger than {NODE_RESULTS_MAX_BYTES} bytes together"
+"""Why a node fails that takes more than any may."""
 
 
 class Wanted(NamedTuple):

@@ -40,7 +40,7 @@ from eventq.events.timers import Hint, set_timer
 from eventq.events.workflow import DEADLINE, WORKFLOWS, AdvanceWorkflow
 from eventq.events.workflow_events import Definition, WorkflowAdvanced, WorkflowCreated
 from eventq.events.workflow_run import Owner, PlannedEvent, Run, needed_by, plan, task_of
-from eventq.events.workflow_values import Unresolved
+from eventq.events.workflow_values import TOO_MUCH, Unresolved
 from eventq.services.follower import Fact, Follower
 from eventq.services.node_results import Fetched, NodeResults
 from eventq.services.side_by_side import side_by_side
@@ -246,13 +246,13 @@ class Coordinator:
     async def _plan(self, run: Run) -> PlannedEvent | None:
         """What to append; results that are needed are fetched first. Where not all can be had at once, for the nodes whose
         results are at hand; the others come next, and one that needs more than that by itself fails."""
-        fetched = Fetched()
+        fetched, greedy = Fetched(), None
         while True:
-            planned = plan(run, fetched.results, self._time(), fetched.lost, enough=fetched.full)
+            planned = plan(run, fetched.results, self._time(), fetched.lost, greedy=greedy, enough=fetched.full)
             if not planned.missing:
                 return planned.event
             if fetched.full:
-                fetched.give_up(planned.missing[0])
+                greedy = planned.wanting  # it came first and had all the room; what it wants may be little to others
             else:
                 await self._results.fetch(run, planned.missing, fetched)
 
@@ -310,9 +310,7 @@ class Coordinator:
         fetched = Fetched()
         needed = needed_by(run, owner)
         await self._results.fetch(run, needed, fetched)
-        for wanted in needed - fetched.results.keys() - fetched.lost.keys():
-            fetched.give_up(wanted)
-        problem = next(iter(fetched.lost.values()), "")
+        problem = TOO_MUCH if fetched.full else next(iter(fetched.lost.values()), "")
         try:
             submitted = task_of(run, owner, fetched.results)
         except Unresolved as error:

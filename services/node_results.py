@@ -36,11 +36,6 @@ class Fetched:
     room: int = NODE_RESULTS_MAX_BYTES
     full: bool = False
 
-    def give_up(self, wanted: Wanted) -> None:
-        """Have one of those that were left out be lost."""
-        too_much = f"all that is taken is larger than {NODE_RESULTS_MAX_BYTES} bytes together"
-        self.lost[wanted] = f"the result of {wanted.node} cannot be taken: {too_much}"
-
 
 @dataclass(frozen=True, slots=True)
 class _Outcome:

@@ -237,6 +237,26 @@ async def test_a_node_that_takes_too_much_fails_and_others_beside_it_take_what_t
     assert f"larger than {NODE_RESULTS_MAX_BYTES} bytes together" in reason
 
 
+async def test_a_node_that_takes_too_much_keeps_nobody_from_the_results_that_it_wanted(site: Site) -> None:
+    large = await site.backend.api.blobs.put_async(orjson.dumps("x" * 15 * 1024 * 1024), media_type="application/json")
+    sources, modest = [f"r{number}" for number in range(5)], [f"m{number}" for number in range(5)]
+    site.code |= dict.fromkeys(sources, lambda _: large) | dict.fromkeys(modest, lambda _: "ran")
+    takers = [
+        step("greedy", *sources, task_kwargs={"message": [{"$from": each} for each in sources]}, on_failure="continue"),
+        *(
+            step(name, *sources, task_kwargs={"message": {"$from": source}}, on_failure="continue")
+            for name, source in zip(modest, sources, strict=True)
+        ),
+    ]
+    async with site.coordinator(), site.workers():
+        workflow_id = await site.submit(*map(step, sources), *takers)
+        done = await site.until(workflow_id, "COMPLETED", patience_s=60)
+    assert {name: status for name, status in statuses(done).items() if name not in sources} == {
+        "greedy": "FAILED",
+        **dict.fromkeys(modest, "COMPLETED"),
+    }
+
+
 async def test_a_signal_that_comes_after_its_node_has_ended_changes_nothing(site: Site) -> None:
     async with site.coordinator(), site.workers():
         workflow_id = await site.submit(
