@@ -5,8 +5,9 @@ A step takes a bounded amount at once, however many results it asks for, and wha
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import orjson
@@ -19,7 +20,7 @@ from eventq.events.log import EventLog
 from eventq.events.task_events import Cleaned, Completed
 from eventq.events.workflow_run import Run
 from eventq.events.workflow_values import Unresolved, Wanted
-from eventq.services.side_by_side import side_by_side
+from eventq.services.side_by_side import AT_ONCE, side_by_side
 
 KEPT = 2_000
 KEPT_MAX_BYTES = 4 * 1024
@@ -70,11 +71,17 @@ class NodeResults:
         """Add what is ``wanted`` and not there yet, in its order, as far as there is room. Raises what keeps
         it from reading."""
         asked = [each for each in wanted if each not in fetched.results]
+        for portion in _portions(asked):
+            if fetched.full:
+                return
+            await self._fetch(run, portion, fetched)
+
+    async def _fetch(self, run: Run, portion: Sequence[Wanted], fetched: Fetched) -> None:
         found: dict[Wanted, _Found] = {}
 
         async def look_up(each: Wanted) -> None:
             try:
-                found[each] = await self._look_up(run, each)
+                found[each] = await self._look_up(run, each, fetched.room)
             except Unresolved as error:
                 fetched.lost[each] = _unreadable(each, error)
 
@@ -84,10 +91,10 @@ class NodeResults:
             except (BlobNotFound, BlobDamaged) as error:
                 fetched.lost[each] = _unreadable(each, error)
 
-        for failed in await side_by_side(asked, look_up):
+        for failed in await side_by_side(portion, look_up):
             raise failed[1]
         fitting: list[Wanted] = []
-        for each in (each for each in asked if each in found):
+        for each in (each for each in portion if each in found):
             if found[each].size > fetched.room:
                 fetched.full = True
                 break
@@ -96,20 +103,29 @@ class NodeResults:
         for failed in await side_by_side(fitting, read):
             raise failed[1]
 
-    async def _look_up(self, run: Run, wanted: Wanted) -> _Found:
+    async def _look_up(self, run: Run, wanted: Wanted, room: int) -> _Found:
         assert run.graph is not None
         node = run.graph.nodes[wanted.node]
         if wanted.children:
             children = run.children_of(wanted.node)
             if len(children) > CHILDREN_MAX:
                 raise Unresolved(f"it spawned more than {CHILDREN_MAX} tasks")
-            return _Found([await self._outcome(task_id) for task_id in children], many=True)
+            return _Found(await self._outcomes(children, room), many=True)
         if node.kind == "signal":
             return _Found([_inline(run.payload_of(wanted.node))])
         if node.kind == "approval":
             answer = run.answers[wanted.node]
             return _Found([_inline({"approved": True, "by": answer.by, "comment": answer.comment})])
         return _Found([await self._outcome(run.task_id(wanted.node))])
+
+    async def _outcomes(self, task_ids: Sequence[str], room: int) -> list[_Outcome]:
+        """Of all these tasks; or of the first of them, where already those do not fit into ``room``."""
+        found: list[_Outcome] = []
+        for start in range(0, len(task_ids), AT_ONCE):
+            found += await asyncio.gather(*map(self._outcome, task_ids[start : start + AT_ONCE]))
+            if sum(outcome.size for outcome in found) > room:
+                break
+        return found
 
     async def _outcome(self, task_id: str) -> _Outcome:
         if task_id in self._kept:
@@ -143,6 +159,19 @@ class NodeResults:
         if outcome.stored is None:
             return outcome.value
         return orjson.loads(await self._blobs.get_async(outcome.stored, max_bytes=HANDED_ON_MAX_BYTES))
+
+
+def _portions(asked: Sequence[Wanted]) -> Iterator[Sequence[Wanted]]:
+    """What is looked up at once, in the order of ``asked``: looking up brings small results with it, and how many there are
+    in a list is not known before. So each list is a portion of its own."""
+    portion: list[Wanted] = []
+    for each in asked:
+        if portion and (each.children or portion[-1].children or len(portion) == AT_ONCE):
+            yield portion
+            portion = []
+        portion.append(each)
+    if portion:
+        yield portion
 
 
 def _inline(value: JSON) -> _Outcome:
