@@ -64,7 +64,7 @@ HANDED_ON_MAX_BYTES = 16 * 1024 * 1024
 """Of a result that a node takes. A larger one is that node's failure, not the scheduler's end."""
 
 NODE_RESULTS_MAX_BYTES = 64 * 1024 * 1024
-"""Of all results that a node takes, together."""
+"""Of all results that a node takes, together; each as often as its arguments refer to it."""
 
 CHILDREN_MAX = 1_000
 """Tasks spawned by a node's task whose results another node can take."""

@@ -6,8 +6,11 @@ pointer, RFC 6901), ``"children": true`` for the list of the results of the task
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
+
+import orjson
 
 from eventq.events.data import JSON
 from eventq.events.errors import InvalidInput
@@ -77,18 +80,34 @@ def wanted_by_task(task: Submitted) -> frozenset[Wanted]:
 
 
 def resolve(value: JSON, results: Mapping[Wanted, JSON]) -> JSON:
-    """``value`` with its references replaced. Raises :class:`Unresolved` where a pointer leads nowhere."""
+    """``value`` with its references replaced. Raises :class:`Unresolved` where a pointer leads nowhere, or where what they
+    stand for is too much: a result may be taken any number of times, and is small in memory, but not in what is stored."""
+    taken: Counter[tuple[Wanted, str]] = Counter()
+    resolved = _resolve(value, results, taken)
+    if taken.total() > len({wanted for wanted, _ in taken}):  # else nothing is taken twice, and the results are within bounds
+        sizes = {each: len(orjson.dumps(_part(results, *each))) for each in taken}
+        if sum(sizes[each] * times for each, times in taken.items()) > NODE_RESULTS_MAX_BYTES:
+            raise Unresolved(TOO_MUCH)
+    return resolved
+
+
+def _resolve(value: JSON, results: Mapping[Wanted, JSON], taken: Counter[tuple[Wanted, str]]) -> JSON:
     if isinstance(value, dict):
         fields = cast("dict[str, Any]", value)
         if FROM in fields:
-            wanted, path = read_reference(fields, "")
-            known = results[wanted]
-            return None if known is None else point(known, path, wanted.node)
-        return {name: resolve(part, results) for name, part in fields.items()}
+            reference = read_reference(fields, "")
+            taken[reference] += 1
+            return _part(results, *reference)
+        return {name: _resolve(part, results, taken) for name, part in fields.items()}
     if isinstance(value, list):
         items = cast("Sequence[Any]", value)
-        return [resolve(part, results) for part in items]
+        return [_resolve(part, results, taken) for part in items]
     return value
+
+
+def _part(results: Mapping[Wanted, JSON], wanted: Wanted, path: str) -> JSON:
+    known = results[wanted]
+    return None if known is None else point(known, path, wanted.node)
 
 
 def point(value: JSON, path: str, node: str) -> JSON:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from eventq.events.data import EventData
 from eventq.events.errors import IllegalTransition, InvalidInput
+from eventq.events.limits import NODE_RESULTS_MAX_BYTES
 from eventq.events.task_events import Submitted
 from eventq.events.workflow import (
     AdvanceWorkflow,
@@ -29,7 +30,7 @@ from eventq.events.workflow import (
 from eventq.events.workflow_events import Condition, Definition, Node, WorkflowAdvanced, WorkflowCreated
 from eventq.events.workflow_graph import check_graph
 from eventq.events.workflow_run import SETTLED, NodeStatus, Owner, Run, plan, task_of
-from eventq.events.workflow_values import Wanted
+from eventq.events.workflow_values import Unresolved, Wanted, resolve
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
 TASK = Submitted(task_name="echo", pool="cpu", queue="default", priority=5, max_retries=0)
@@ -438,3 +439,11 @@ def test_the_fold_of_the_log_is_the_same_whoever_folds_it(nodes: list[Node], dat
         assert run.state.counts == world.run.state.counts
         assert sorted(run.ready) == sorted(world.run.ready)
         assert run.completed_order == world.run.completed_order
+
+
+def test_a_result_is_taken_often_but_not_until_it_is_too_large() -> None:
+    results = {Wanted("a", False): {"text": "x" * 1024 * 1024}}
+    whole, part = {"$from": "a"}, {"$from": "a", "path": "/text"}
+    assert resolve([whole, part, part], results) == [results[Wanted("a", False)], *["x" * 1024 * 1024] * 2]
+    with pytest.raises(Unresolved, match=f"larger than {NODE_RESULTS_MAX_BYTES} bytes together"):
+        resolve({"message": [whole] * 40 + [part] * 40}, results)
