@@ -209,13 +209,16 @@ class WorkerWatch:
 
     async def _complete_losses(self) -> None:
         """End what is held by workers that are gone."""
-        orphans = [
-            task_id
-            for task_id in self._orphans
-            if (held := self._held.get(task_id)) is not None and held.worker_id not in self._workers
-        ]
-        await self._expire(orphans)
-        self._orphans.clear()
+        known, self._orphans = self._orphans, set()  # more may become known meanwhile
+        try:
+            await self._expire(
+                task_id
+                for task_id in known
+                if (held := self._held.get(task_id)) is not None and held.worker_id not in self._workers
+            )
+        except BaseException:
+            self._orphans |= known
+            raise
 
     async def _expire(self, task_ids: Iterable[str]) -> None:
         found = {task_id: self._held.get(task_id) for task_id in task_ids}

@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
+from eventq.events.attempt_end import end_attempt
 from eventq.events.commands import StartAttempt
+from eventq.events.ending import end
 from eventq.events.handle import handle, handle_any, read_state
 from eventq.events.ids import new_id
 from eventq.events.presence import Heartbeat, beat, leave
@@ -19,6 +21,7 @@ from eventq.events.report import Progress
 from eventq.events.reporting import publish_report
 from eventq.events.retry import RetryPolicy
 from eventq.events.routes import Routes
+from eventq.events.subjects import EVENTS
 from eventq.events.task import Status
 from eventq.events.task_events import Failed, Queued, TimedOut
 from eventq.events.worker import WORKERS, LoseWorker, RegisterWorker, Worker, WorkerStatus
@@ -333,3 +336,38 @@ async def test_an_http_workers_attempt_that_says_nothing_for_too_long_is_timed_o
         assert control.status(talks) is Status.RUNNING
         talking.cancel()
         await control.until_ended(talks)
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_an_attempt_that_is_orphaned_while_others_are_ended_is_ended_too(
+    control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who called its worker lost died right after that, while this watch was busy."""
+    one, other = await register(control), await register(control)
+    tasks = {worker_id: await start(control, worker_id) for worker_id in (one, other)}
+    for worker_id in tasks:
+        await say_alive(control, worker_id, tasks[worker_id])
+    follower: Follower
+
+    async def slowly(log: Any, task_id: str, *given: Any, **options: Any) -> Any:
+        if task_id == tasks[one]:
+            await lose(control, other)
+            facts = await control.broker.stream_facts(EVENTS)
+            assert facts is not None
+            await eventually(lambda: follower.position >= facts.last, what="the watch has been shown that the other is lost")
+        return await end_attempt(log, task_id, *given, **options)
+
+    monkeypatch.setattr(module, "end_attempt", slowly)
+    watch = WorkerWatch(control.log)
+    follower = Follower(control.broker, [watch])
+    running = [asyncio.create_task(follower.run()), asyncio.create_task(watch.run(follower))]
+    await follower.until_caught_up()
+    await lose(control, one)
+    await control.until(lambda: all(not control.task(each).in_hand for each in tasks.values()), "both attempts are ended")
+    await end(*running)
+
+
+async def lose(control: Control, worker_id: str) -> None:
+    """As another watch does that dies before it ends what the worker held."""
+    state = await worker_state(control, worker_id)
+    await handle_any(control.log, WORKERS, worker_id, LoseWorker(state.version, "disconnected", ()), source="test")
