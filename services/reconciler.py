@@ -46,7 +46,8 @@ GRACE_S = 5.0
 LEASES_MISSED = 3
 
 OUTAGE_GRACE_S = PRESENCE_TTL_S * 1.5
-"""For so long after the broker was away no worker is called gone: heartbeats lapsed with it, and come back one by one."""
+"""For so long after the broker was away, or this process began, no worker is called gone: heartbeats lapsed with the broker,
+and come back one by one."""
 
 
 @dataclass(slots=True)
@@ -79,6 +80,7 @@ class Reconciler:
         self._log = event_log
         self._lease_s = lease_s
         self._unfinished: dict[str, Unfinished] = {}
+        self._began = time.monotonic()
         self.wake = asyncio.Event()
         self.repaired = 0
 
@@ -154,12 +156,15 @@ class Reconciler:
                 held = holder is not None and task_id in holder.running
                 patience_s = LEASES_MISSED * self._lease_s + GRACE_S
                 silent = time.monotonic() - unfinished.since > patience_s
-                settled = time.monotonic() - self._log.broker.reconnected_at > OUTAGE_GRACE_S
-                return ExpireLease(task.attempt) if silent and settled and not held else None
+                return ExpireLease(task.attempt) if silent and self._settled() and not held else None
             case Status.SCHEDULED | Status.RETRYING if _overdue(task.due_at, now):
                 return PromoteTask(task.version, now)
             case _:
                 return None
+
+    def _settled(self) -> bool:
+        since = max(self._began, self._log.broker.reconnected_at)
+        return time.monotonic() - since > OUTAGE_GRACE_S
 
     async def _apply(self, task_id: str, command: Command) -> bool:
         try:

@@ -195,8 +195,11 @@ async def test_a_retry_whose_timer_was_purged_is_made_up_for(site: Site, control
     await control.check()
 
 
-async def test_an_attempt_whose_worker_and_consumer_are_both_gone_is_ended(site: Site, control: Control) -> None:
+async def test_an_attempt_whose_worker_and_consumer_are_both_gone_is_ended(
+    site: Site, control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The lease would have told, but the consumer that kept it is no more: presence is what is left."""
+    monkeypatch.setattr(module, "OUTAGE_GRACE_S", 0.0)
     (doomed,) = await site.workers(1)
     task_id = await control.submit("chaos.gate", str(site.gate()))
     await control.until_entered(task_id)
@@ -303,3 +306,29 @@ async def test_a_frozen_attempt_that_its_worker_claims_is_left_alone(control: Co
     async with running(control):
         await control.until(lambda: not control.task(lost).in_hand, "a sweep has looked at both")
     assert control.task(kept).frozen
+
+
+async def running_at(control: Control, worker_id: str) -> str:
+    """A task in the hands of this worker, which no heartbeat tells of yet."""
+    task_id = await control.submit("chaos.quick")
+    await handle(control.log, task_id, StartAttempt(worker_id, "host", "cpu"), source=f"worker.{worker_id}")
+    return task_id
+
+
+async def swept(control: Control) -> None:
+    """Return once a sweep has looked at all that there was before."""
+    queue = f"marker-{new_id()}"
+    marker = await control.submit("chaos.quick", queue=queue)
+    await delete_consumer(control, Route("cpu", queue, 5))
+    await control.until(lambda: reasons(control, marker), "a sweep has found what is lost")
+
+
+async def test_workers_have_time_to_say_that_they_live_when_a_reconciler_begins(
+    control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker was away for longer than heartbeats last, and the scheduler is back before the workers."""
+    monkeypatch.setattr(module, "LEASES_MISSED", 0)
+    task_id = await running_at(control, "comes-back")
+    async with running(control):
+        await swept(control)
+        assert control.status(task_id) is Status.RUNNING
