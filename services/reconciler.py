@@ -3,7 +3,9 @@
 Work items, timers and leases are hints; the log is the truth. Hints can be lost: a consumer deleted by hand, a purged
 timer, an event published past eventq. So this duty of the follower folds the log to what is unfinished and compares it with
 what the broker still has. What it does is decided by the rules like everything else, so doing it twice, or in two processes
-at once, or wrongly on stale facts, changes nothing.
+at once, or wrongly on stale facts, changes nothing. What is late, and how long a task has waited, the broker's clock says:
+it stamped the events and keeps the timers that are made up for. By this host's, where that is ahead, tasks would be promoted
+or timed out early, and work be taken from workers that have had no time to say that they hold it.
 
 | status               | lost when                                                                 | then              |
 |----------------------|---------------------------------------------------------------------------|-------------------|
@@ -19,7 +21,7 @@ import asyncio
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import nats.errors
@@ -53,7 +55,7 @@ and come back one by one."""
 @dataclass(slots=True)
 class Unfinished:
     """What is known of one unfinished task. ``ready_position``: where its newest work item stands in the stream;
-    ``since``: monotonic time of its last event, as far as this process saw it happen."""
+    ``since``: when its last event was stored, in POSIX seconds of the broker's clock."""
 
     state: dict[str, Any]
     ready_position: int
@@ -101,9 +103,7 @@ class Reconciler:
         known = self._unfinished.get(fact.id)
         before = known.ready_position if known is not None else 0
         position = fact.position if fact.work else before
-        # An event read from history happened then; this process's patience starts when the broker stored it.
-        age_s = max(0.0, time.time() - fact.stored_ns / 1e9)
-        self._unfinished[fact.id] = Unfinished(fact.state, position, time.monotonic() - age_s)
+        self._unfinished[fact.id] = Unfinished(fact.state, position, fact.stored_ns / 1e9)
 
     def known(self, task_id: str) -> Task | None:
         """An unfinished task as it was last shown here."""
@@ -122,15 +122,18 @@ class Reconciler:
 
     async def sweep(self) -> int:
         """Look at all that waited too long; answers how many tasks were set going again."""
-        now = time.monotonic()
-        due = [(task_id, u, from_summary(u.state)) for task_id, u in self._unfinished.items() if now - u.since > GRACE_S]
+        if not self._unfinished:
+            return 0
+        now = await self._log.broker.time()
+        seconds = now.timestamp()
+        due = [(task_id, u, from_summary(u.state)) for task_id, u in self._unfinished.items() if seconds - u.since > GRACE_S]
         if not due:
             return 0
         facts = await self._consumer_facts({_route(t) for _, _, t in due if t.status is Status.PENDING and not t.held})
         workers = await present(self._log.broker) if any(t.in_hand for _, _, t in due) else {}
         repaired = 0
         for task_id, unfinished, task in due:
-            command = self._remedy(task_id, unfinished, task, facts, workers)
+            command = self._remedy(task_id, unfinished, task, facts, workers, now)
             if command is not None:
                 repaired += await self._apply(task_id, command)
         return repaired
@@ -142,8 +145,8 @@ class Reconciler:
         task: Task,
         facts: dict[Route, ConsumerFacts | None],
         workers: dict[str, Heartbeat],
+        now: datetime,
     ) -> Command | None:
-        now = datetime.now(UTC)
         match task.status:
             case Status.PENDING if _overdue(task.start_by, now):
                 return ExpireQueueWait(now)
@@ -155,7 +158,7 @@ class Reconciler:
                 holder = workers.get(task.worker_id or "")
                 held = holder is not None and task_id in holder.running
                 patience_s = LEASES_MISSED * self._lease_s + GRACE_S
-                silent = time.monotonic() - unfinished.since > patience_s
+                silent = now.timestamp() - unfinished.since > patience_s
                 return ExpireLease(task.attempt) if silent and self._settled() and not held else None
             case Status.SCHEDULED | Status.RETRYING if _overdue(task.due_at, now):
                 return PromoteTask(task.version, now)

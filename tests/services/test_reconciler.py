@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -332,3 +333,39 @@ async def test_workers_have_time_to_say_that_they_live_when_a_reconciler_begins(
     async with running(control):
         await swept(control)
         assert control.status(task_id) is Status.RUNNING
+
+
+async def test_work_is_not_taken_from_a_worker_because_this_clock_is_ahead(
+    control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task that has just been started stands in no heartbeat yet."""
+    monkeypatch.setattr(module, "OUTAGE_GRACE_S", 0.0)
+    right = time.time
+    monkeypatch.setattr(time, "time", lambda: right() + 3600)
+    async with running(control):
+        task_id = await running_at(control, "busy")
+        await swept(control)
+        assert control.status(task_id) is Status.RUNNING
+
+
+async def test_what_is_overdue_is_so_by_the_brokers_clock(control: Control, monkeypatch: pytest.MonkeyPatch) -> None:
+    soon = datetime.now(UTC) + timedelta(seconds=0.1)
+    scheduled = await control.submit("chaos.quick", scheduled_at=soon)
+    waiting = await control.submit("chaos.quick", queue_timeout_s=0.1)
+    await control.broker.js.purge_stream(TIMERS)
+    behind_s = 3600.0
+    asked = 0
+    right = control.broker.time
+
+    async def behind() -> datetime:
+        nonlocal asked
+        asked += 1
+        return await right() - timedelta(seconds=behind_s)
+
+    monkeypatch.setattr(control.broker, "time", behind)
+    async with running(control) as reconciler:
+        await eventually(lambda: asked > 10, what="it has looked for long enough")
+        assert reconciler.repaired == 0
+        behind_s = 0.0
+        await control.until_ended(waiting)
+        await control.until(lambda: reasons(control, scheduled), "the scheduled task becomes ready")
