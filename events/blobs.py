@@ -195,14 +195,19 @@ class BlobStore:
             obstore.delete(self._store, key)
 
     def delete_outputs(self, task_id: str) -> None:
-        """All files that attempts of the task made are gone."""
+        """All files that attempts of the task made are gone, whoever deletes them at the same time."""
         import obstore
 
         prefix = f"tasks/{check_id(task_id, 'task_id')}/"
         with _translated(prefix):
-            for batch in obstore.list(self._store, prefix=prefix):
-                if paths := [meta["path"] for meta in batch]:
+            batches = [[meta["path"] for meta in batch] for batch in obstore.list(self._store, prefix=prefix)]
+        for paths in filter(None, batches):
+            try:
+                with _translated(prefix):
                     obstore.delete(self._store, paths)
+            except BlobNotFound:  # one of them is gone already, and what came after it may be left
+                for path in paths:
+                    self.delete(path)
 
     async def delete_outputs_async(self, task_id: str) -> None:
         """As :meth:`delete_outputs`."""

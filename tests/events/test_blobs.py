@@ -7,7 +7,9 @@ import multiprocessing
 import pickle
 import tracemalloc
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 
@@ -128,6 +130,23 @@ def test_a_directory_may_be_given_as_a_url_and_have_any_name(tmp_path: Path) -> 
     assert files_in(directory) == [ref.key]
     assert BlobStore.open(directory).get(ref) == b"x"
     assert [path.name for path in tmp_path.iterdir()] == [directory.name]
+
+
+def test_outputs_that_two_delete_at_once_are_gone_for_both(local: BlobStore, tmp_path: Path) -> None:
+    """As two schedulers do; with one file already gone a store refuses to delete the others with it."""
+    for _ in range(10):
+        for number in range(20):
+            local.put(b"x", key=output_key("task-1", 1, f"file-{number}"))
+        both = Barrier(2)
+
+        def delete(store: BlobStore, both: Barrier = both) -> None:
+            both.wait()
+            store.delete_outputs("task-1")
+
+        with ThreadPoolExecutor(2) as pool:
+            for done in [pool.submit(delete, BlobStore.open(tmp_path)) for _ in range(2)]:
+                done.result()
+        assert files_in(tmp_path) == []
 
 
 def test_deleting_twice_is_deleting_once(store: BlobStore) -> None:
