@@ -23,11 +23,11 @@ from eventq.events.envelope import NO_TRACE, Stored, Trace
 from eventq.events.erasure import inputs_of, tombstone
 from eventq.events.errors import (
     Conflict,
+    EventqError,
     LogUnavailable,
     PayloadTooLarge,
     TaskErased,
     TaskNotFound,
-    Unavailable,
 )
 from eventq.events.failpoints import failpoint
 from eventq.events.handle import Handled, handle, read_task
@@ -230,7 +230,7 @@ class Disposal:
             await follower.until_caught_up()
             try:
                 await self.act()
-            except (Unavailable, *_NOT_ANSWERED) as error:
+            except (EventqError, *_NOT_ANSWERED) as error:
                 log.warning("disposal.waiting", error=repr(error))
                 await asyncio.sleep(1)
 

@@ -25,7 +25,7 @@ from nats.js.errors import APIError
 
 from eventq.events.admission import Entry, Line, Pick, Stage
 from eventq.events.commands import AdmitTask, Command, HoldTask
-from eventq.events.errors import Conflict, TaskNotFound, Unavailable
+from eventq.events.errors import Conflict, Damaged, TaskNotFound, Unavailable
 from eventq.events.failpoints import failpoint
 from eventq.events.handle import handle, handle_any
 from eventq.events.log import EventLog
@@ -121,8 +121,8 @@ class Gate:
             await follower.until_caught_up()
             try:
                 await self.act()
-            except (nats.errors.Error, APIError, Unavailable, TimeoutError) as error:
-                log.warning("gate.waiting_for_broker", error=repr(error))
+            except (nats.errors.Error, APIError, Unavailable, Damaged, TimeoutError) as error:
+                log.warning("gate.waiting", error=repr(error))
                 await asyncio.sleep(RETRY_S)
 
     async def _rest(self) -> None:

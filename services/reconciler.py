@@ -30,7 +30,7 @@ from nats.js.errors import APIError, NotFoundError
 
 from eventq.events.bootstrap import PRESENCE_TTL_S
 from eventq.events.commands import Command, ExpireLease, ExpireQueueWait, PromoteTask, RequeueTask
-from eventq.events.errors import Conflict, TaskNotFound, Unavailable
+from eventq.events.errors import Conflict, Damaged, TaskNotFound, Unavailable, UnknownEvent
 from eventq.events.handle import handle
 from eventq.events.log import EventLog
 from eventq.events.presence import Heartbeat, present
@@ -126,7 +126,11 @@ class Reconciler:
             return 0
         now = await self._log.broker.time()
         seconds = now.timestamp()
-        due = [(task_id, u, from_summary(u.state)) for task_id, u in self._unfinished.items() if seconds - u.since > GRACE_S]
+        due = [
+            (task_id, unfinished, task)
+            for task_id, unfinished in self._unfinished.items()
+            if seconds - unfinished.since > GRACE_S and (task := _readable(unfinished.state)) is not None
+        ]
         if not due:
             return 0
         facts = await self._consumer_facts({_route(t) for _, _, t in due if t.status is Status.PENDING and not t.held})
@@ -172,8 +176,8 @@ class Reconciler:
     async def _apply(self, task_id: str, command: Command) -> bool:
         try:
             handled = await handle(self._log, task_id, command, source=SOURCE)
-        except (Conflict, TaskNotFound):
-            return False  # it moved on while we looked
+        except (Conflict, TaskNotFound, Damaged):
+            return False  # it moved on while we looked, perhaps to where only a newer program can follow
         return handled.event is not None
 
     async def _consumer_facts(self, routes: Iterable[Route]) -> dict[Route, ConsumerFacts | None]:
@@ -188,6 +192,14 @@ class Reconciler:
         assert info.delivered is not None
         assert info.ack_floor is not None
         return ConsumerFacts(info.delivered.stream_seq, info.ack_floor.stream_seq, info.num_ack_pending or 0)
+
+
+def _readable(state: dict[str, Any]) -> Task | None:
+    """The task; ``None`` where a newer program wrote the state, which will look after it."""
+    try:
+        return from_summary(state)
+    except UnknownEvent:
+        return None
 
 
 def _route(task: Task) -> Route:

@@ -39,7 +39,7 @@ from eventq.events.attempt_end import end_attempt
 from eventq.events.bootstrap import PRESENCE_TTL_S
 from eventq.events.broker import Broker
 from eventq.events.commands import Command, ExpireLease, InterruptAttempt, TimeOutAttempt, TimeoutReason
-from eventq.events.errors import Conflict, NotFound, Unavailable
+from eventq.events.errors import Conflict, Damaged, NotFound, Unavailable
 from eventq.events.failpoints import failpoint
 from eventq.events.handle import handle_any
 from eventq.events.log import EventLog
@@ -233,6 +233,9 @@ class WorkerWatch:
             await end_attempt(self._log, task_id, command, source=SOURCE, task=from_summary(held.state))
         except (Conflict, NotFound):
             return
+        except Damaged as error:
+            log.warning("worker_watch.unreadable", task_id=task_id, error=error.detail)  # a newer program will look after it
+            return
         log.info("worker_watch.ended", task_id=task_id, worker_id=held.worker_id, command=type(command).__name__)
 
     # HTTP workers
@@ -243,14 +246,19 @@ class WorkerWatch:
             worker = self._workers.get(held.worker_id)
             if worker is None or worker.kind != "http":
                 continue
-            task = from_summary(held.state)
-            heartbeat = heartbeats.get(held.worker_id)
-            if _longer_ago(held.started_at, task.timeout_s, now):
-                await self._end(task_id, held, await self._time_out(task_id, task, held.started_at, now, "execution_timeout"))
-            elif _longer_ago(said_at := await self._said_at(task_id, task, held), task.heartbeat_timeout_s, now):
-                await self._end(task_id, held, await self._time_out(task_id, task, said_at, now, "heartbeat_timeout"))
-            elif heartbeat is not None and _unclaimed(task_id, held, heartbeat):
-                await self._end(task_id, held, InterruptAttempt(held.attempt))
+            try:
+                await self._judge_attempt(task_id, held, heartbeats.get(held.worker_id), now)
+            except Damaged as error:
+                log.warning("worker_watch.unreadable", task_id=task_id, error=error.detail)
+
+    async def _judge_attempt(self, task_id: str, held: Held, heartbeat: Heartbeat | None, now: datetime) -> None:
+        task = from_summary(held.state)
+        if _longer_ago(held.started_at, task.timeout_s, now):
+            await self._end(task_id, held, await self._time_out(task_id, task, held.started_at, now, "execution_timeout"))
+        elif _longer_ago(said_at := await self._said_at(task_id, task, held), task.heartbeat_timeout_s, now):
+            await self._end(task_id, held, await self._time_out(task_id, task, said_at, now, "heartbeat_timeout"))
+        elif heartbeat is not None and _unclaimed(task_id, held, heartbeat):
+            await self._end(task_id, held, InterruptAttempt(held.attempt))
 
     async def _said_at(self, task_id: str, task: Task, held: Held) -> datetime:
         """When the attempt said something last; its start counts. Only asked where it matters."""

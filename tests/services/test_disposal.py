@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
+import orjson
 import pytest
 from nats.js.errors import NotFoundError
 
@@ -17,7 +18,7 @@ from eventq.events.broker import StreamFacts
 from eventq.events.commands import CompleteAttempt
 from eventq.events.ending import end
 from eventq.events.errors import BlobNotFound, LogUnavailable
-from eventq.events.handle import read_state
+from eventq.events.handle import read_state, read_task
 from eventq.events.report import Log, LogLine, Progress
 from eventq.events.reporting import publish_report
 from eventq.events.schedule import SCHEDULES
@@ -387,6 +388,24 @@ async def test_a_deletion_that_fails_does_not_hold_up_the_others(backend: Backen
     await eventually(gone, what="what the other carried is deleted")
     await end(*running)
     assert await backend.log.at("tasks", doomed, 1) is not None
+
+
+async def test_an_event_that_only_a_newer_program_can_read_does_not_end_the_duty(backend: Backend) -> None:
+    readable = (await backend.submit(result_ttl_seconds=0.5))["task_id"]
+    await backend.complete(readable)
+    over = {"status": "COMPLETED", "version": 1, "result_ttl_s": 0.0}
+    unreadable = orjson.dumps({"state": over, "data": {}, "time": "2026-06-01T12:00:00Z"})
+    await backend.broker.js.publish("tasks.from-the-future.1.painted", unreadable)
+    disposal = Disposal(backend.log, backend.api.blobs)
+    follower = Follower(backend.broker, [disposal])
+    running = [asyncio.create_task(follower.run()), asyncio.create_task(disposal.run(follower))]
+
+    async def given_up() -> bool:
+        return (await read_task(backend.log, readable, fresh=True)).cleaned
+
+    await eventually(given_up, what="the result of the other is given up")
+    assert not any(task.done() for task in running)
+    await end(*running)
 
 
 async def left_undone(*_: Any) -> None:

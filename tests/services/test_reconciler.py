@@ -228,6 +228,20 @@ async def test_a_reconciler_that_starts_late_knows_how_long_a_task_has_waited(
         await control.until(lambda: reasons(control, task_id), "the task is made ready again", timeout_s=30)
 
 
+async def test_a_task_that_only_a_newer_program_can_read_is_left_to_it(control: Control) -> None:
+    """Its event changes the task's state in a way that is not known here; those beside it are set going all the same."""
+    at = datetime.now(UTC) + timedelta(seconds=0.3)
+    submitted = Submitted(task_name="chaos.quick", pool="cpu", queue="default", priority=5, max_retries=0, scheduled_at=at)
+    event, _ = next_event(TASKS, new_id(), ABSENT, submitted, source="test", at=datetime.now(UTC))
+    newer = event._replace(state=event.state | {"colour": "red"})
+    await control.broker.js.publish(newer.subject, encode(newer))
+    task_id = await control.submit("chaos.quick", scheduled_at=at)
+    await control.broker.js.purge_stream(TIMERS)
+    async with running(control) as reconciler:
+        await control.until(lambda: reasons(control, task_id), "the other becomes ready")
+        assert reconciler.repaired == 1
+
+
 async def test_waiting_work_is_left_where_it_is(site: Site, control: Control) -> None:
     """Nobody serves the queue yet, the item waits in its consumer: nothing is lost and nothing to be done."""
     task_ids = [await control.submit("chaos.quick") for _ in range(3)]
