@@ -12,7 +12,7 @@ of workers that are lost. Every report is checked against the log: the attempt m
 | the API dies, or the client, before the answer arrives | no heartbeat lists the attempt: the watch interrupts it            |
 | ... and the worker sends no heartbeat at all           | it is lost: the watch ends its attempts, which counts as a loss    |
 | the API dies between claim and acknowledgement         | the item comes again; whoever gets it finds it claimed or spent    |
-| the worker is paused or drained while it waits         | looked at again before the claim: handed back                      |
+| the worker is paused, drained or lost while it waits   | looked at again before the claim: handed back                      |
 | a report comes twice (its answer was lost)             | the second is answered as the first where it is the last event     |
 | a report comes after the attempt was taken away        | refused, ``STALE_ATTEMPT``: nothing changes                        |
 | another worker reports an attempt that is not his      | refused, ``STALE_ATTEMPT``, even with the right attempt number     |
@@ -45,7 +45,15 @@ from eventq.events.commands import (
 from eventq.events.data import BlobRef, ErrorInfo
 from eventq.events.ending import end
 from eventq.events.envelope import NO_TRACE, Event, Trace, next_event
-from eventq.events.errors import Conflict, IllegalTransition, LogUnavailable, StaleAttempt, TaskNotFound, VersionConflict
+from eventq.events.errors import (
+    Conflict,
+    EventqError,
+    IllegalTransition,
+    LogUnavailable,
+    StaleAttempt,
+    TaskNotFound,
+    VersionConflict,
+)
 from eventq.events.failpoints import failpoint
 from eventq.events.handle import read_task
 from eventq.events.limits import INLINE_PAYLOAD_MAX_BYTES
@@ -115,13 +123,21 @@ async def lease(
         deliveries = await _pull(api, worker, room, wait_s, gone)
         if not deliveries:
             return worker, []
-        worker = await _living(api, worker_id)
+        try:
+            worker = await _living(api, worker_id)
+        except EventqError:
+            await _hand_back(api, deliveries)
+            raise
         if gone() or worker.status is not WorkerStatus.ACTIVE:
-            for delivery in deliveries:
-                await api.log.broker.nc.publish(delivery.lease, NAK)
+            await _hand_back(api, deliveries)
             return worker, []
         claimed = await asyncio.gather(*(_claim(api, worker_id, worker, delivery) for delivery in deliveries))
         return worker, [task for task in claimed if task is not None]
+
+
+async def _hand_back(api: Api, deliveries: list[Delivery]) -> None:
+    for delivery in deliveries:
+        await api.log.broker.nc.publish(delivery.lease, NAK)
 
 
 async def _living(api: Api, worker_id: str) -> Worker:

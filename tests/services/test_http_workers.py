@@ -22,6 +22,7 @@ from eventq.services.api import Api
 from eventq.services.api_worker_leases import stop_waiting
 from eventq.services.follower import Follower
 from eventq.services.worker_watch import WorkerWatch
+from eventq.workers.puller import Puller
 from tests.chaos.site import Site
 from tests.services.backend import Backend
 from tests.support.nats import NatsServer
@@ -143,6 +144,28 @@ async def test_one_who_waits_while_it_is_paused_gets_nothing(backend: Backend, r
     assert await leasing == []
     other = await Remote.register(backend)
     assert (await other.lease_one())["task_id"] == task_id
+
+
+async def test_what_came_for_one_who_was_called_lost_meanwhile_is_handed_back(
+    backend: Backend, remote: Remote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pulling = asyncio.Event()
+
+    class Noted(Puller):
+        async def run(self) -> None:
+            pulling.set()
+            await super().run()
+
+    monkeypatch.setattr(http_leases, "Puller", Noted)
+    other = await Remote.register(backend)
+    waiting = asyncio.create_task(remote.backend.post(f"/workers/{remote.id}/lease", {"wait_seconds": 20.0}))
+    await pulling.wait()
+    worker = await read_state(backend.log, WORKERS, remote.id, fresh=True)
+    await handle_any(backend.log, WORKERS, remote.id, LoseWorker(worker.version, "presence_lapsed", ()), source="t")
+    task_id = await submit(backend)
+    assert (await waiting)[0] == 409
+    (task,) = await other.lease(1, 3.0)  # long before the broker would deliver it again by itself
+    assert task["task_id"] == task_id
 
 
 async def test_a_server_that_stops_answers_who_waits_and_takes_nothing_more(backend: Backend, remote: Remote) -> None:
