@@ -8,8 +8,9 @@ from typing import Any, Generic
 
 from eventq.events.aggregate import Aggregate, S
 from eventq.events.commands import Command
+from eventq.events.data import EventData
 from eventq.events.envelope import NO_TRACE, Event, Trace, next_event
-from eventq.events.errors import VersionConflict
+from eventq.events.errors import Conflict, NotFound, VersionConflict
 from eventq.events.log import EventLog
 from eventq.events.task import TASKS, Task
 
@@ -46,28 +47,37 @@ async def handle_any(
 ) -> Handled[S]:
     """Carry out ``command`` or raise what the kind's rules say. ``state``: where the caller just read it.
 
-    A stale ``state`` does no harm: the version check refuses, and the command is decided anew on what is true. Not ``anew``:
-    it is meant for this state and no other, and ``VersionConflict`` is raised.
+    A stale view does no harm. What is decided on it is written on the condition that nothing came after it; and that it
+    refuses, or finds fulfilled, is believed only of what the log's leader says. Not ``anew``: the command is meant for this
+    state and no other, and ``VersionConflict`` is raised where something came after it.
     """
-    known = state
-    for round_ in range(CONFLICTS_MAX):
+    known, newest = state, False
+    for _ in range(CONFLICTS_MAX):
         if known is None:
-            known = await read_state(log, kind, aggregate_id, fresh=round_ > 0)
-        if known.version == 0 and not isinstance(command, kind.creates):
-            raise kind.not_found(aggregate_id)
-        decided = kind.decide(command, known)
-        if not decided:
-            return Handled(known, None, None)
-        event, after = next_event(kind, aggregate_id, known, decided[0], source=source, at=datetime.now(UTC), trace=trace)
+            known = await read_state(log, kind, aggregate_id, fresh=newest)
         try:
-            position = await log.append(event)
-        except VersionConflict:
-            if not anew:
+            decided = _decide(kind, aggregate_id, command, known)
+        except (Conflict, NotFound):
+            if newest or not anew:
                 raise
-            known = None
-            continue
-        return Handled(after, event, position)
-    raise VersionConflict(aggregate_id, known.version + 1 if known else 0)
+            decided = []
+        if not decided and (newest or not anew):
+            return Handled(known, None, None)
+        if decided:
+            event, after = next_event(kind, aggregate_id, known, decided[0], source=source, at=datetime.now(UTC), trace=trace)
+            try:
+                return Handled(after, event, await log.append(event))
+            except VersionConflict:
+                if not anew:
+                    raise
+        known, newest = None, True
+    raise VersionConflict(aggregate_id, 0)
+
+
+def _decide(kind: Aggregate[S], aggregate_id: str, command: Any, state: S) -> list[EventData]:
+    if state.version == 0 and not isinstance(command, kind.creates):
+        raise kind.not_found(aggregate_id)
+    return kind.decide(command, state)
 
 
 async def read_task(log: EventLog, task_id: str, *, fresh: bool = False) -> Task:

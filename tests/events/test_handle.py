@@ -10,18 +10,22 @@ import pytest
 
 from eventq.events.broker import Broker
 from eventq.events.commands import (
+    AdmitTask,
     CancelTask,
     Command,
     CompleteAttempt,
     ConfirmCancel,
     ExpireLease,
     FailAttempt,
+    HoldTask,
     InterruptAttempt,
+    PauseTask,
+    ResumeTask,
     StartAttempt,
     SubmitTask,
     TimeOutAttempt,
 )
-from eventq.events.envelope import decode
+from eventq.events.envelope import Stored, decode
 from eventq.events.errors import Conflict, IllegalTransition, StaleAttempt, TaskNotFound
 from eventq.events.handle import handle, read_task
 from eventq.events.log import EventLog
@@ -107,6 +111,36 @@ async def test_a_stale_view_does_no_harm(log: EventLog) -> None:
     with pytest.raises(IllegalTransition, match="CANCELLED"):
         await handle(log, "t1", START, source="worker.w1", task=pending)
     await history_is_sound(log, "t1")
+
+
+@pytest.fixture
+def behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever does not ask the leader is answered by a replica that lacks the newest event, as replicas do for an instant."""
+    last = EventLog.last
+
+    async def lagging(self: EventLog, aggregate: str, aggregate_id: str, *, fresh: bool = False) -> Stored | None:
+        found = await last(self, aggregate, aggregate_id, fresh=True)
+        if fresh or found is None or found.event.version == 1:
+            return found if fresh else None
+        return await self.at(aggregate, aggregate_id, found.event.version - 1)
+
+    monkeypatch.setattr(EventLog, "last", lagging)
+
+
+@pytest.mark.usefixtures("behind")
+async def test_nothing_is_refused_because_a_replica_is_behind(log: EventLog) -> None:
+    await handle(log, "t", SUBMIT, source="api", task=ABSENT)
+    assert (await handle(log, "t", PauseTask("ada"), source="api")).state.status is Status.PAUSED
+    assert (await handle(log, "t", ResumeTask("ada", NOW), source="api")).state.status is Status.PENDING
+    await history_is_sound(log, "t")
+
+
+@pytest.mark.usefixtures("behind")
+async def test_nothing_is_taken_for_done_because_a_replica_is_behind(log: EventLog) -> None:
+    await given_task(log, "t", SUBMIT)
+    await handle(log, "t", HoldTask(1), source="gate")
+    admitted = await handle(log, "t", AdmitTask(2), source="gate")
+    assert (admitted.state.version, admitted.state.ready) == (3, 3)
 
 
 async def test_a_history_whose_first_event_was_deleted_does_not_begin_again(log: EventLog) -> None:
