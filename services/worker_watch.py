@@ -25,7 +25,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -82,11 +82,13 @@ _NAMES = ("eventq worker ", "lease-keeper ")
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """An attempt in a worker's hands. ``started_at``: by the clock of who wrote so."""
+    """An attempt in a worker's hands. ``started_at``: by the clock of who wrote so, which heartbeats are stamped by as well;
+    ``since``: by the broker's, which limits are judged by."""
 
     worker_id: str
     attempt: int
     started_at: datetime
+    since: datetime
     state: dict[str, Any]
 
 
@@ -132,8 +134,11 @@ class WorkerWatch:
             return
         known = self._held.get(fact.id)
         attempt = int(fact.state["attempt"])
-        started_at = known.started_at if known is not None and known.attempt == attempt else fact.time
-        self._held[fact.id] = Held(worker_id, attempt, started_at, fact.state)
+        if known is not None and known.attempt == attempt:
+            self._held[fact.id] = replace(known, worker_id=worker_id, state=fact.state)
+        else:
+            since = datetime.fromtimestamp(fact.stored_ns / 1e9, UTC)
+            self._held[fact.id] = Held(worker_id, attempt, fact.time, since, fact.state)
         if worker_id not in self._workers:
             self._orphans.add(fact.id)
 
@@ -241,20 +246,24 @@ class WorkerWatch:
     # HTTP workers
 
     async def _watch_http(self, heartbeats: dict[str, Heartbeat]) -> None:
-        now = datetime.now(UTC)
-        for task_id, held in list(self._held.items()):
-            worker = self._workers.get(held.worker_id)
-            if worker is None or worker.kind != "http":
-                continue
+        leased = [(task_id, held) for task_id, held in self._held.items() if self._speaks_http(held.worker_id)]
+        if not leased:
+            return
+        now = await self._log.broker.time()
+        for task_id, held in leased:
             try:
                 await self._judge_attempt(task_id, held, heartbeats.get(held.worker_id), now)
             except Damaged as error:
                 log.warning("worker_watch.unreadable", task_id=task_id, error=error.detail)
 
+    def _speaks_http(self, worker_id: str) -> bool:
+        worker = self._workers.get(worker_id)
+        return worker is not None and worker.kind == "http"
+
     async def _judge_attempt(self, task_id: str, held: Held, heartbeat: Heartbeat | None, now: datetime) -> None:
         task = from_summary(held.state)
-        if _longer_ago(held.started_at, task.timeout_s, now):
-            await self._end(task_id, held, await self._time_out(task_id, task, held.started_at, now, "execution_timeout"))
+        if _longer_ago(held.since, task.timeout_s, now):
+            await self._end(task_id, held, await self._time_out(task_id, task, held.since, now, "execution_timeout"))
         elif _longer_ago(said_at := await self._said_at(task_id, task, held), task.heartbeat_timeout_s, now):
             await self._end(task_id, held, await self._time_out(task_id, task, said_at, now, "heartbeat_timeout"))
         elif heartbeat is not None and _unclaimed(task_id, held, heartbeat):
@@ -263,8 +272,8 @@ class WorkerWatch:
     async def _said_at(self, task_id: str, task: Task, held: Held) -> datetime:
         """When the attempt said something last; its start counts. Only asked where it matters."""
         if task.heartbeat_timeout_s is None:
-            return held.started_at
-        return await last_report_at(self._log.broker, task_id, held.attempt) or held.started_at
+            return held.since
+        return await last_report_at(self._log.broker, task_id, held.attempt) or held.since
 
     async def _time_out(
         self, task_id: str, task: Task, since: datetime, now: datetime, reason: TimeoutReason

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -312,6 +313,31 @@ async def test_the_policy_says_whether_an_overdue_attempt_is_retried(
     async with watching(control):
         await control.until(lambda: control.status(overdue) in {Status.RETRYING, Status.TIMED_OUT}, "the watch has looked")
     assert control.status(overdue) is status
+
+
+async def test_an_http_workers_attempt_is_over_its_time_by_the_brokers_clock(
+    control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PRESENCE_LOOK_S", 0.05)
+    monkeypatch.setattr(module, "OVERTIME_S", 0.0)
+    worker_id = await register(control, kind="http")
+    task_id = await start(control, worker_id, timeout_s=0.1)
+    behind_s, asked = 3600.0, 0
+    right = control.broker.time
+
+    async def behind() -> datetime:
+        nonlocal asked
+        asked += 1
+        return await right() - timedelta(seconds=behind_s)
+
+    monkeypatch.setattr(control.broker, "time", behind)
+    async with watching(control) as watch:
+        for looks in (1, 2, 3):
+            watch.wake.set()
+            await eventually(partial(lambda least: asked >= least, looks), what="it has looked")
+        assert control.status(task_id) is Status.RUNNING
+        behind_s = 0.0
+        assert isinstance((await control.ended(task_id)).data, TimedOut)
 
 
 async def test_an_http_workers_attempt_that_says_nothing_for_too_long_is_timed_out(
