@@ -108,7 +108,7 @@ class Reconciler:
     def known(self, task_id: str) -> Task | None:
         """An unfinished task as it was last shown here."""
         unfinished = self._unfinished.get(task_id)
-        return None if unfinished is None else from_summary(unfinished.state)
+        return None if unfinished is None else _readable(unfinished.state)
 
     async def _sweep_once(self) -> None:
         try:
