@@ -39,7 +39,7 @@ from eventq.events.task_events import Submitted
 from eventq.events.timers import Hint, set_timer
 from eventq.events.workflow import DEADLINE, WORKFLOWS, AdvanceWorkflow
 from eventq.events.workflow_events import Definition, WorkflowAdvanced, WorkflowCreated
-from eventq.events.workflow_run import Owner, PlannedEvent, Run, needed_by, plan, task_of
+from eventq.events.workflow_run import Owner, Plan, PlannedEvent, Run, needed_by, plan, task_of
 from eventq.events.workflow_values import TOO_MUCH, Unresolved
 from eventq.services.follower import Fact, Follower
 from eventq.services.node_results import Fetched, NodeResults
@@ -63,6 +63,10 @@ on."""
 
 RETRY_LOST_S = 60.0
 """The same where something of it is lost: somebody may put it back."""
+
+TAKERS_MAX = 4
+"""Steps and tasks, of all workflows together, that have results of nodes in memory at once: up to ``NODE_RESULTS_MAX_BYTES``
+each."""
 
 LOOK_EVERY_S = 0.5
 """How often all workflows are looked through for what is due."""
@@ -116,6 +120,7 @@ class Coordinator:
         self._looked_at = 0.0
         self._again_at: dict[str, float] = {}
         self._results = NodeResults(event_log, blobs)
+        self._takers = asyncio.Semaphore(TAKERS_MAX)
         self.wake = asyncio.Event()
         self.advanced = 0
 
@@ -244,17 +249,24 @@ class Coordinator:
             await self._apply(run, stored.event.id, stored.event.time, stored.event.data)
 
     async def _plan(self, run: Run) -> PlannedEvent | None:
-        """What to append; results that are needed are fetched first. Where not all can be had at once, for the nodes whose
-        results are at hand; the others come next, and one that needs more than that by itself fails."""
+        """What to append; results that are needed are fetched first."""
+        planned = plan(run, {}, self._time())
+        if not planned.missing:
+            return planned.event
+        async with self._takers:
+            return await self._plan_with_results(run, planned)
+
+    async def _plan_with_results(self, run: Run, planned: Plan) -> PlannedEvent | None:
+        """Where not all results can be had at once, what to append for the nodes whose results are at hand; the others come
+        next, and one that needs more than that by itself fails."""
         fetched, greedy = Fetched(), None
-        while True:
-            planned = plan(run, fetched.results, self._time(), fetched.lost, greedy=greedy, enough=fetched.full)
-            if not planned.missing:
-                return planned.event
+        while planned.missing:
             if fetched.full:
                 greedy = planned.wanting  # it came first and had all the room; what it wants may be little to others
             else:
                 await self._results.fetch(run, planned.missing, fetched)
+            planned = plan(run, fetched.results, self._time(), fetched.lost, greedy=greedy, enough=fetched.full)
+        return planned.event
 
     async def _advance(self, followed: Followed, event: PlannedEvent) -> None:
         run, state = followed.run, followed.run.state
@@ -294,7 +306,8 @@ class Coordinator:
         owner = run.unmade.get(task_id)
         if owner is None or (run.state.ending is not None and not owner.compensation):
             return
-        submitted, problem = await self._task(run, owner)
+        async with self._takers:
+            submitted, problem = await self._task(run, owner)
         if submitted is None:
             await self._make_void(run, task_id, f"{CANNOT_BE_MADE}: {problem}")
             return

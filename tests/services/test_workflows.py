@@ -20,6 +20,8 @@ from eventq.events.task_events import Submitted
 from eventq.events.workflow import DEADLINE, WORKFLOWS, AdvanceWorkflow, node_task_id
 from eventq.events.workflow_events import NodeEnd, WorkflowAdvanced
 from eventq.services import coordinator as coordinator_module
+from eventq.services.coordinator import TAKERS_MAX
+from eventq.services.node_results import NodeResults
 from eventq.services.promoter import Promoter
 from tests.services.backend import Backend
 from tests.services.workflows import Site, TaskFailure, statuses, step
@@ -255,6 +257,44 @@ async def test_a_node_that_takes_too_much_keeps_nobody_from_the_results_that_it_
         "greedy": "FAILED",
         **dict.fromkeys(modest, "COMPLETED"),
     }
+
+
+async def test_only_few_hold_results_in_memory_at_once(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many workflows there are: all of these can go on when the second coordinator begins."""
+    taking, most, enough = 0, 0, asyncio.Event()
+    honest = NodeResults.fetch
+
+    async def counted(*arguments: Any) -> None:
+        nonlocal taking, most
+        taking += 1
+        most = max(most, taking)
+        if taking >= TAKERS_MAX:
+            enough.set()
+        await enough.wait()
+        await honest(*arguments)
+        taking -= 1
+
+    async with site.coordinator():
+        nodes = step("a"), step("b", "a", task_kwargs={"message": {"$from": "a"}})
+        ids = [await site.submit(*nodes) for _ in range(2 * TAKERS_MAX)]
+        await eventually(lambda: made_of_all(site, ids, "a"), timeout=20)
+    async with site.workers():
+        await eventually(lambda: completed(site, [node_task_id(workflow_id, "a", 1) for workflow_id in ids]), timeout=20)
+        monkeypatch.setattr(NodeResults, "fetch", counted)
+        async with site.coordinator():
+            for workflow_id in ids:
+                await site.until(workflow_id, "COMPLETED")
+    assert most == TAKERS_MAX
+
+
+async def made_of_all(site: Site, workflow_ids: list[str], node: str) -> bool:
+    made = await site.made()
+    return all(made[f"{workflow_id} {node}"] for workflow_id in workflow_ids)
+
+
+async def completed(site: Site, task_ids: list[str]) -> bool:
+    tasks = [(await site.backend.get(f"/tasks/{task_id}"))[1] for task_id in task_ids]
+    return all(task["status"] == "COMPLETED" for task in tasks)
 
 
 async def test_a_signal_that_comes_after_its_node_has_ended_changes_nothing(site: Site) -> None:
