@@ -124,11 +124,16 @@ class Freshness:
         newest = next(reversed(self._outstanding))
         future = self._future()
         heappush(self._own_waiters, (newest, next(self._serial), future))
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
         try:
-            await asyncio.wait((future,), timeout=min(timeout_s, LOOK_AFTER_S))
-            if not future.done():
-                await self._look_up()
-            await self._wait(future, timeout_s, "this process's own writes")
+            while not future.done():
+                if (left_s := deadline - loop.time()) <= 0:
+                    raise self._lagging("this process's own writes", timeout_s)
+                await asyncio.wait((future,), timeout=min(left_s, LOOK_AFTER_S))
+                if not future.done():
+                    await self._look_up()  # again and again: whoever asked for all may have been cancelled
+            await future
         finally:
             future.cancel()
 
@@ -159,11 +164,11 @@ class Freshness:
             async with asyncio.timeout(timeout_s):
                 await future
         except TimeoutError as error:
-            raise ProjectionLagging(
-                f"the projection stands at position {self.position} and did not reach {what} within {timeout_s:g} s",
-                as_of=self.position,
-                **fields,
-            ) from error
+            raise self._lagging(what, timeout_s, **fields) from error
+
+    def _lagging(self, what: str, timeout_s: float, **fields: object) -> ProjectionLagging:
+        problem = f"the projection stands at position {self.position} and did not reach {what} within {timeout_s:g} s"
+        return ProjectionLagging(problem, as_of=self.position, **fields)
 
     def _settle(self, task_id: str, version: int) -> None:
         for _, serial in [note for note in self._own[task_id] if note[0] <= version]:

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from eventq.events.ending import end
 from eventq.events.errors import LogDamaged, ProjectionLagging
 from eventq.projections import freshness as freshness_module
-from eventq.projections.freshness import Freshness
+from eventq.projections.freshness import LOOK_AFTER_S, Freshness
 
 WAIT_S = 10.0
 SOON_S = 0.01
@@ -111,6 +112,26 @@ async def test_a_noted_version_that_was_applied_long_ago_is_not_waited_for() -> 
     assert asked == [["old"], ["new"]]
     freshness.applied(9, 0, {"new": 1})
     await freshness.wait_own_writes(0)
+
+
+async def test_a_reader_that_is_cut_off_while_it_asks_the_tables_leaves_nobody_waiting() -> None:
+    freshness = Freshness()
+    asked, answers = asyncio.Event(), asyncio.Event()
+
+    async def in_tables(_: Sequence[str]) -> dict[str, int]:
+        asked.set()
+        await answers.wait()
+        return {"old": 3}
+
+    freshness.lookup = in_tables
+    freshness.note_write("old", 3)
+    first = asyncio.create_task(freshness.wait_own_writes(WAIT_S))
+    await asked.wait()
+    second = asyncio.create_task(freshness.wait_own_writes(WAIT_S))
+    await asyncio.wait((second,), timeout=2 * LOOK_AFTER_S)  # it relies on the first by now
+    await end(first)
+    answers.set()
+    await second
 
 
 async def test_over_a_new_file_the_tables_are_asked_again() -> None:
