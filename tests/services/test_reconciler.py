@@ -8,18 +8,20 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from nats.aio.msg import Msg
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
 from eventq.events.commands import CancelTask, ConfirmPause, HoldTask, PauseTask, StartAttempt
+from eventq.events.ending import end
 from eventq.events.envelope import encode, next_event
 from eventq.events.handle import handle
 from eventq.events.ids import new_id
 from eventq.events.presence import Heartbeat, beat, leave, present
 from eventq.events.subjects import EVENTS, TIMERS, Route, work_consumer, work_filter
-from eventq.events.task import ABSENT, TASKS, Status
+from eventq.events.task import ABSENT, TASKS, Status, Task
 from eventq.events.task_events import Cancelled, Paused, Queued, Submitted, TimedOut
 from eventq.services import reconciler as module
 from eventq.services.follower import Follower
@@ -383,3 +385,28 @@ async def test_what_is_overdue_is_so_by_the_brokers_clock(control: Control, monk
         behind_s = 0.0
         await control.until_ended(waiting)
         await control.until(lambda: reasons(control, scheduled), "the scheduled task becomes ready")
+
+
+async def test_others_get_a_turn_while_many_tasks_are_looked_at(control: Control, monkeypatch: pytest.MonkeyPatch) -> None:
+    turn, seen, honest = 0, list[int](), module._readable  # pyright: ignore[reportPrivateUsage]
+
+    async def take_turns() -> None:
+        nonlocal turn
+        while True:
+            turn += 1
+            await asyncio.sleep(0)
+
+    def noted(state: dict[str, Any]) -> Task | None:
+        seen.append(turn)
+        return honest(state)
+
+    monkeypatch.setattr(module, "AT_ONCE", 2)
+    monkeypatch.setattr(module, "GRACE_S", -1.0)
+    monkeypatch.setattr(module, "_readable", noted)
+    for _ in range(6):
+        await control.submit("chaos.quick")
+    others = asyncio.create_task(take_turns())
+    async with running(control):
+        await eventually(lambda: len(seen) >= 6, what="a sweep")
+    await end(others)
+    assert len(set(seen[:6])) == 3
