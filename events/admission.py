@@ -94,6 +94,7 @@ class Turns:
         self._base = base
         self._finish: dict[Hashable, float] = {}
         self._now: float = 0.0 if base is None else base._now
+        self._forget_at = FORGET_AT
 
     def finish(self, who: Hashable) -> float:
         """When its last turn ended; 0 where that is past and forgotten."""
@@ -106,14 +107,15 @@ class Turns:
         """When its next turn would begin."""
         return max(self._now, self.finish(who))
 
-    def take(self, who: Hashable, cost: float = 1.0) -> None:
-        """It has had a turn."""
-        self._now = self.start(who)
-        self._finish[who] = self._now + cost
-        if self._base is None and len(self._finish) > FORGET_AT:
-            kept = {one: at for one, at in self._finish.items() if at > self._now}
-            if len(kept) < len(self._finish) // 2:
-                self._finish = kept
+    def take(self, who: Hashable, cost: float = 1.0, rivals: float = inf) -> None:
+        """It has had a turn. ``rivals``: how many wanted one, itself included, where ever new ones may come: time then passes
+        with each turn, or all of them would be before the second turn of one who waits."""
+        start = self.start(who)
+        self._finish[who] = start + cost
+        self._now = start + cost / rivals
+        if self._base is None and len(self._finish) > self._forget_at:
+            self._finish = {one: at for one, at in self._finish.items() if at > self._now}
+            self._forget_at = max(FORGET_AT, 2 * len(self._finish))
 
 
 @dataclass(slots=True)
@@ -225,10 +227,14 @@ class Line:
             self._count(before, -1)
             self.strangers.pop(task_id, None)
             self.owed.pop(task_id, None)
-        if entry is None:
-            return
-        if before is not None and before.stage is not Stage.RUNNING:
-            entry.position = min(entry.position, before.position)
+        if entry is not None:
+            if before is not None and before.stage is not Stage.RUNNING:
+                entry.position = min(entry.position, before.position)
+            self._add(task_id, entry)
+        if before is not None and before.stage is Stage.HELD:
+            self._tidy(before)
+
+    def _add(self, task_id: str, entry: Entry) -> None:
         self.entries[task_id] = entry
         self._count(entry, +1)
         if entry.stage is Stage.HELD:
@@ -248,7 +254,7 @@ class Line:
             if rate_per_key is not None and key is not None:
                 self._arrivals[key] = gcra.charge(rate_per_key, self._arrivals.get(key, gcra.NEVER), at)
             entry = self.entries.get(admission.task_id)
-            self.keys.take(key)
+            self.keys.take(key, rivals=max(1, self._rivals()))
             if entry is not None and entry.stage is Stage.HELD and entry.version == admission.version:
                 self.priorities.take(entry.priority, _cost(entry.priority))
                 admitted = Entry(entry.version, Stage.ADMITTED, key, entry.priority, entry.position, True, entry.state)
@@ -273,6 +279,20 @@ class Line:
         parked = entry.key is not None and entry.priority in self._parked.get(entry.key, ())
         if entry.key not in level.listed and not parked:
             self._list(level, entry.key, self.keys)
+
+    def _tidy(self, left: Entry) -> None:
+        """Forget the lane that this task was the last of."""
+        level = self._levels[left.priority]
+        lane = level.lanes.get(left.key)
+        if lane is not None:
+            self._drop_stale(lane)
+            if not lane:
+                del level.lanes[left.key]
+                level.listed.pop(left.key, None)
+
+    def _rivals(self) -> int:
+        """How many keys are listed for a turn."""
+        return sum(len(level.listed) for level in self._levels.values())
 
     def _list(self, level: _Level, key: str | None, turns: Turns) -> None:
         """Put the key where its turn is."""
@@ -344,7 +364,7 @@ class Line:
         task_id = heappop(level.lanes[key])[1]
         trial.chosen.append((task_id, self.entries[task_id]))
         trial.priorities.take(priority, _cost(priority))
-        trial.keys.take(key)
+        trial.keys.take(key, rivals=1 + self._rivals())  # its own turn is off the list
         if key is not None:
             trial.of_key[key] += 1
             if (rate := self.limits.rate_per_key) is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections import Counter
 from itertools import count
 
@@ -243,6 +244,46 @@ def test_turns_forget_those_that_are_past() -> None:
         turns.take(f"k{n}")
         turns.take("busy")
     assert len(turns._finish) <= 2 * admission.FORGET_AT  # pyright: ignore[reportPrivateUsage]
+
+
+def test_ever_new_keys_neither_starve_one_that_waits_nor_are_remembered() -> None:
+    gate = Gate(fair=True, max_running=1)
+    gate.hold_many(1_000, "steady")
+    admitted: Counter[str | None] = Counter()
+    for n in range(admission.FORGET_AT * 3):
+        gate.hold(f"t{n}", f"k{n}")
+        (pick,) = gate.admit()
+        admitted[pick.entry.key] += 1
+        gate.end(pick.task_id)
+    line = gate.line
+    waiting = len({entry.key for entry in line.entries.values()})
+    assert admitted["steady"] > 50, "as many as the new ones that it made wait, which all are its rivals"
+    assert waiting < 100
+    assert len(line.keys._finish) <= 2 * admission.FORGET_AT  # pyright: ignore[reportPrivateUsage]
+    assert sum(len(level.lanes) for level in line._levels.values()) == waiting  # pyright: ignore[reportPrivateUsage]
+
+
+def test_keys_without_number_are_folded_in_no_time() -> None:
+    """Given as many keys as tasks, as where a task's key is a user's id, when their admissions are folded, then each costs no
+    more than the first: a gate that starts folds all there ever were."""
+    gate, keys = Gate(max_running=1), 200_000
+    began = time.process_time()
+    for n in range(keys):
+        gate.line.note_admissions(NOW, [Admission(task_id=f"t{n}", version=1, key=f"k{n}")])
+    assert time.process_time() - began < 30
+    assert len(gate.line.keys._finish) <= 2 * admission.FORGET_AT  # pyright: ignore[reportPrivateUsage]
+
+
+def test_keys_that_wait_take_turns_however_many_there_are() -> None:
+    gate, keys = Gate(fair=True, max_running=1), 3 * admission.FORGET_AT
+    for n in range(2 * keys):  # of each key both at once: the second is older than the first of the next
+        gate.hold(f"t{n}", f"k{n // 2}")
+    seen: list[str | None] = []
+    for _ in range(2 * keys):
+        (pick,) = gate.admit()
+        seen.append(pick.entry.key)
+        gate.end(pick.task_id)
+    assert seen == 2 * [f"k{n}" for n in range(keys)]
 
 
 @settings(max_examples=150, deadline=None)
