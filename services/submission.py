@@ -137,13 +137,13 @@ async def prepare(api: Api, wanted: Submission) -> Submitted:
         key=wanted.key,
         tags=wanted.tags,
         metadata=wanted.metadata,
-        unique_key=_unique_key(wanted, encoded),
+        unique_key=_unique_key(wanted),
         idempotency=wanted.idempotency,
         requested_by=wanted.requested_by,
     )
 
 
-def _unique_key(wanted: Submission, encoded: bytes) -> str | None:
+def _unique_key(wanted: Submission) -> str | None:
     """The digest that stands for what the task is unique by: one subject token, whatever the key holds."""
     if not wanted.unique and wanted.unique_key is None:
         return None
@@ -151,8 +151,11 @@ def _unique_key(wanted: Submission, encoded: bytes) -> str | None:
         raise InvalidInput("/unique_key", "cannot be given beside unique, which is by name and arguments")
     if wanted.idempotency is not None:
         raise InvalidInput("/unique", "cannot be combined with an Idempotency-Key: both decide which task is answered")
-    by = ("key", wanted.unique_key.encode()) if wanted.unique_key is not None else ("arguments", encoded)
-    return hashlib.sha256(b"\n".join((by[0].encode(), wanted.task_name.encode(), by[1]))).hexdigest()[:40]
+    if wanted.unique_key is not None:
+        by, what = b"key", wanted.unique_key.encode()
+    else:  # names have no order
+        by, what = b"arguments", orjson.dumps({"args": wanted.args, "kwargs": wanted.kwargs}, option=orjson.OPT_SORT_KEYS)
+    return hashlib.sha256(b"\n".join((by, wanted.task_name.encode(), what))).hexdigest()[:40]
 
 
 async def checked_arguments(

@@ -65,6 +65,14 @@ async def test_unique_tasks_submitted_at_once_are_one_until_it_has_finished(back
     assert answer["task_id"] != task_id
 
 
+async def test_arguments_are_the_same_in_whatever_order_they_are_named(backend: Backend) -> None:
+    nested = [{"task_kwargs": {"width": 10, "name": "n"}}, {"task_kwargs": {"name": "n", "width": 10}}]
+    echoed = [{"task_kwargs": {"message": {"a": 1, "b": 2}}}, {"task_kwargs": {"message": {"b": 2, "a": 1}}}]
+    for name, pair in (("resize", nested), ("echo", echoed)):
+        answers = [await backend.post("/tasks", {"task_name": name, "unique": True, **body}) for body in pair]
+        assert [status for status, _ in answers] == [201, 200]
+
+
 async def test_without_the_claim_there_would_be_several(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     async def claims_nothing(*_: Any, **__: Any) -> None:
         return None
