@@ -248,12 +248,20 @@ def due_times(spec: ScheduleSpec, after: datetime) -> Iterator[datetime]:
 
 
 def first_due(spec: ScheduleSpec, schedule: Schedule, now: datetime) -> datetime:
-    """The next due time of ``spec`` from ``now`` on, of none that is dealt with. Raises ``InvalidInput`` if there is none."""
+    """The next due time of ``spec`` from ``now`` on, of none that is dealt with; where the times stay as they were, the one
+    that is next already, due or not. Raises ``InvalidInput`` if there is none."""
+    if schedule.next_at is not None and _times(spec) == _times(schedule.required_spec):
+        return schedule.next_at
     after = now if schedule.last_at is None else max(now, schedule.last_at)
     found = next(due_times(spec, after), None)
     if found is None:
         raise InvalidInput("/cron", "means no time between now and /ends_at", found=spec.cron)
     return found
+
+
+def _times(spec: ScheduleSpec) -> tuple[object, ...]:
+    """What decides when it is due."""
+    return spec.cron, spec.time_zone, spec.starts_at, spec.ends_at
 
 
 def tick_task_id(schedule_id: str, nominal: datetime) -> str:

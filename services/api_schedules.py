@@ -89,7 +89,8 @@ async def get_schedule(request: web.Request, path: SchedulePath) -> Reply[Schedu
 async def update_schedule(request: web.Request, path: SchedulePath, body: SchedulePatch) -> Reply[ScheduleAnswer]:
     """Change a schedule.
 
-    What is left out stays. The next due time is reckoned anew from now on. With `If-Match` only that version is changed.
+    What is left out stays. Where the times become others, the next one is reckoned anew from now on. With `If-Match` only that
+    version is changed.
     """
     schedule = await update(
         api_of(request), path.schedule_id, body, request.headers.get("If-Match"), requester(request), trace_of(request)

@@ -9,11 +9,14 @@ from typing import Any
 import pytest
 
 from eventq.events.errors import PreconditionFailed, ScheduleNotFound
-from eventq.events.schedule import TICK
+from eventq.events.handle import handle_any
+from eventq.events.schedule import SCHEDULES, TICK, CreateSchedule
+from eventq.events.schedule_events import ScheduleSpec
 from eventq.events.subjects import TIMERS, timer_subject
 from eventq.events.task_events import Submitted
 from eventq.events.timers import Hint
 from eventq.services.client import Client
+from eventq.services.schedules import TickMaker, tick_hint
 from tests.services.backend import Backend
 from tests.services.command import Done, eventq
 
@@ -120,6 +123,21 @@ async def test_an_update_changes_what_it_names_and_reckons_the_next_time_anew(ba
     status, refused = await call(backend, "PATCH", "/schedules/nightly", {"priority": 1}, headers=headers)
     assert (status, refused["code"], refused["found"]) == (412, "PRECONDITION_FAILED", 2)
     assert (await call(backend, "DELETE", "/schedules/nightly", headers=headers))[0] == 412
+
+
+async def test_an_update_of_something_else_loses_no_tick_that_is_due(backend: Backend) -> None:
+    """Given a schedule whose time has come, when its tags are changed before a scheduler dealt with it, then it is due."""
+    task = Submitted(task_name="resize", kwargs={"width": 10}, pool="cpu", queue="default", priority=5, max_retries=0)
+    due = datetime.now(UTC).replace(second=0, microsecond=0) - timedelta(minutes=3)
+    command = CreateSchedule(ScheduleSpec(cron="* * * * *", task=task, catch_up="all"), due, False, "ada")
+    await handle_any(backend.log, SCHEDULES, "often", command, source="test")
+    status, after = await call(backend, "PATCH", "/schedules/often", {"tags": ["a"], "cron": "* * * * *"})
+    assert (status, datetime.fromisoformat(after["next_at"])) == (200, due)
+    assert await TickMaker(backend.log, backend.api.submitter, source="test").tick(tick_hint("often"))
+    where = {"schedule_id": "often", "min_position": await backend.last_position()}
+    _, made = await backend.get("/tasks", params=where)
+    assert made["total"] >= 4
+    assert all(each["tags"] == ["a"] for each in made["tasks"])
 
 
 async def test_an_update_to_another_task_takes_that_tasks_declaration(backend: Backend) -> None:
