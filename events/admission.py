@@ -179,6 +179,7 @@ class Line:
         self._forget_at = FORGET_AT
         self._parked: dict[str, set[int]] = {}
         self._due: list[tuple[float, str]] = []
+        self._now = 0.0
 
     # What it is
 
@@ -212,13 +213,7 @@ class Line:
             self._arrival = gcra.NEVER
         if before.rate_per_key != queue.limits.rate_per_key:
             self._arrivals.clear()
-        self._parked.clear()
-        self._due.clear()
-        for level in self._levels.values():
-            level.turns.clear()
-            level.listed.clear()
-            for key in level.lanes:
-                self._list(level, key, self.keys)
+        self._list_all()
 
     def set_entry(self, task_id: str, entry: Entry | None) -> None:
         """The task is as ``entry`` says, or is not ready, or in another queue (``None``)."""
@@ -299,6 +294,16 @@ class Line:
         if lane := level.lanes.get(key):
             level.list(key, turns.start(key) if self.shared else 0.0, lane[0][0])
 
+    def _list_all(self) -> None:
+        """Put every key where its turn is, and park none."""
+        self._parked.clear()
+        self._due.clear()
+        for level in self._levels.values():
+            level.turns.clear()
+            level.listed.clear()
+            for key in level.lanes:
+                self._list(level, key, self.keys)
+
     def _unpark(self, key: str) -> None:
         for priority in self._parked.pop(key, ()):
             self._list(self._levels[priority], key, self.keys)
@@ -307,6 +312,7 @@ class Line:
 
     def choose(self, now: float, most: int = ADMIT_MAX) -> list[Pick]:
         """Whom to admit at ``now`` (POSIX seconds), in order; at most ``most``."""
+        self._keep_time(now)
         while self._due and self._due[0][0] <= now:
             self._unpark(heappop(self._due)[1])
         room = min(most, self._room(now))
@@ -328,6 +334,13 @@ class Line:
         if rate is not None and not gcra.available(rate, self._arrival, now):
             times.append(gcra.allowed_at(rate, self._arrival))
         return min(times, default=None)
+
+    def _keep_time(self, now: float) -> None:
+        if now < self._now:
+            self._list_all()  # the clock was set back: keys are parked until times that come again
+        self._now = now
+        if self.limits.rate is not None:
+            self._arrival = gcra.bounded(self.limits.rate, self._arrival, now)
 
     def _room(self, now: float) -> int:
         """How many the limits of the whole queue let through."""
@@ -368,7 +381,7 @@ class Line:
         if key is not None:
             trial.of_key[key] += 1
             if (rate := self.limits.rate_per_key) is not None:
-                trial.arrivals[key] = gcra.charge(rate, self._arrival_of(key, trial), now)
+                trial.arrivals[key] = gcra.charge(rate, self._arrival_of(key, rate, trial, now), now)
         self._list(level, key, trial.keys)
 
     def _put_back(self, trial: _Trial) -> None:
@@ -402,11 +415,14 @@ class Line:
             return None
         if self._waiting_of[key] + trial.of_key[key] >= rate_ahead(rate):
             return inf
-        arrival = self._arrival_of(key, trial)
+        arrival = self._arrival_of(key, rate, trial, now)
         return None if gcra.available(rate, arrival, now) else gcra.allowed_at(rate, arrival)
 
-    def _arrival_of(self, key: str, trial: _Trial) -> float:
-        return trial.arrivals.get(key, self._arrivals.get(key, gcra.NEVER))
+    def _arrival_of(self, key: str, rate: Rate, trial: _Trial, now: float) -> float:
+        if key not in self._arrivals:
+            return trial.arrivals.get(key, gcra.NEVER)
+        self._arrivals[key] = gcra.bounded(rate, self._arrivals[key], now)
+        return trial.arrivals.get(key, self._arrivals[key])
 
     def _park(self, key: str, priority: int, until: float, trial: _Trial) -> None:
         self._parked.setdefault(key, set()).add(priority)

@@ -43,6 +43,12 @@ def charge(rate: Rate, arrival: float, at: float, starts: int = 1) -> float:
     return max(arrival, at) + starts * interval_s(rate)
 
 
+def bounded(rate: Rate, arrival: float, now: float) -> float:
+    """The theoretical arrival time as it can be at ``now``. It is further ahead only where the clock was set back, or another
+    host's is ahead; then it is as if the whole burst had just been used, so nobody waits for a time to come again."""
+    return min(arrival, now + rate.burst * interval_s(rate))
+
+
 def fold(rate: Rate, starts: Iterable[float]) -> float:
     """The theoretical arrival time after these starts, in order."""
     arrival = NEVER

@@ -150,7 +150,7 @@ def _gate(task: TaskRow, line: LineFacts, now: datetime) -> tuple[list[ReasonAns
         of_key = (line.holders_of_key, limits.max_running_per_key, line.holding_of_key, key)
         reasons.append(_limit("max_running_per_key", *of_key))
     for name, rate, waiting, times in _rates(limits, line, key):
-        arrival = gcra.fold(rate, times)
+        arrival = gcra.bounded(rate, gcra.fold(rate, times), now.timestamp())
         if not gcra.available(rate, arrival, now.timestamp()):
             starts.append(datetime.fromtimestamp(gcra.allowed_at(rate, arrival), UTC))
             message = f"its queue's {name} lets the next one start at {_time(starts[-1])}"

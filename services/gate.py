@@ -65,7 +65,7 @@ class Gate:
         self._line_of: dict[str, str] = {}
         self._changed: set[str] = set()
         self._later: dict[str, float] = {}
-        """When a queue is to be looked at although nothing came: POSIX seconds."""
+        """When a queue is to be looked at although nothing came: by a clock that nobody sets, like all waits here."""
         self._owed_since: dict[str, float] = {}
         self._own: dict[str, int] = {}
         """The version of a queue that this gate wrote and has not been shown yet."""
@@ -88,7 +88,7 @@ class Gate:
         if fact.type == "admitted":
             line.note_admissions(fact.time.timestamp(), map(Admission.model_validate, fact.data["tasks"]))
             # Of history it happened when the broker stored it.
-            since = min(time.time(), fact.stored_ns / 1e9)
+            since = time.monotonic() - max(0.0, time.time() - fact.stored_ns / 1e9)
             for task in fact.data["tasks"]:
                 if task["task_id"] in line.owed:
                     self._owed_since[task["task_id"]] = since
@@ -128,7 +128,7 @@ class Gate:
     async def _rest(self) -> None:
         due = min(self._later.values(), default=None)
         try:
-            async with asyncio.timeout(None if due is None else max(0.0, due - time.time())):
+            async with asyncio.timeout(None if due is None else max(0.0, due - time.monotonic())):
                 await self.wake.wait()
         except TimeoutError:
             return
@@ -137,7 +137,7 @@ class Gate:
     async def act(self) -> None:
         """Do for every queue what is to be done now. Raises what the broker's absence leads to; then it is done again."""
         await self._keep_paused()
-        now = time.time()
+        now = time.monotonic()
         due = self._changed | {name for name, at in self._later.items() if at <= now}
         self._changed = set()
         try:
@@ -176,8 +176,9 @@ class Gate:
     def _plan(self, name: str, line: Line) -> None:
         """When to look again although nothing comes."""
         times = [self._owed_since[task_id] + OWED_PATIENCE_S for task_id in line.owed if task_id in self._owed_since]
-        if name not in self._own and (next_at := line.next_at(time.time())) is not None:
-            times.append(next_at)
+        now = time.time()
+        if name not in self._own and (next_at := line.next_at(now)) is not None:
+            times.append(time.monotonic() + next_at - now)
         if times:
             self._later[name] = min(times)
 
@@ -189,8 +190,8 @@ class Gate:
 
     async def _complete(self, line: Line) -> None:
         """What an admission led to, where whoever admitted did not live to see it."""
-        late = time.time() - OWED_PATIENCE_S
-        owed = [Pick(t, entry) for t, entry in line.owed.items() if self._owed_since.get(t, 0.0) <= late]
+        late = time.monotonic() - OWED_PATIENCE_S
+        owed = [Pick(t, entry) for t, entry in line.owed.items() if self._owed_since.get(t, late) <= late]
         if owed:
             await self._queue(owed)
             log.info("gate.completed", tasks=len(owed))

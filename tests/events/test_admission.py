@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from itertools import count
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -162,6 +163,25 @@ def test_a_rate_of_each_key_is_its_own() -> None:
     assert gate.admit() == []
     assert gate.line.next_at(NOW) == NOW + 10
     assert sorted(ids(gate.admit(NOW + 10))) == ["t-a-5-1", "t-b-5-1"]
+
+
+@pytest.mark.parametrize("limit", ["rate", "rate_per_key"])
+def test_a_clock_that_is_set_back_holds_nobody_up_and_lets_no_more_through(limit: str) -> None:
+    gate = Gate(**{limit: {"limit": 10, "per_s": 1.0, "burst": 2}})
+    gate.hold_many(100, "a")
+
+    def started(at: float) -> int:
+        task_ids = ids(gate.admit(at))
+        for task_id in task_ids:
+            gate.end(task_id)
+        return len(task_ids)
+
+    assert [started(NOW + 3600) for _ in range(3)] == [2, 0, 0]
+    assert started(NOW) == 0
+    next_at = gate.line.next_at(NOW)
+    assert next_at is not None
+    assert next_at - NOW <= 0.1 + 1e-6
+    assert sum(started(NOW + hundredth / 100) for hundredth in range(101)) == 10
 
 
 def test_keys_take_turns_so_that_few_tasks_never_wait_for_many() -> None:

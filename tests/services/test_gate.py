@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
+from types import SimpleNamespace
 
 import nats.errors
 import pytest
@@ -14,6 +17,7 @@ import pytest
 from eventq.events import admission
 from eventq.events.commands import AdmitTask, CancelTask, CompleteAttempt, ExpireLease, FailAttempt, PromoteTask, StartAttempt
 from eventq.events.data import ErrorInfo
+from eventq.events.errors import Conflict
 from eventq.events.handle import handle, handle_any, read_state
 from eventq.events.queue import QUEUES, AdmitTasks, ConfigureQueue
 from eventq.events.queue_events import Admission, QueueAdmitted, QueueLimits
@@ -181,6 +185,24 @@ async def test_starts_keep_the_rate_over_a_change_of_gates(floor: Floor) -> None
     assert len(times) == 30
     for first in times:
         assert sum(first <= at <= first + 0.5 for at in times) <= 3 + 0.5 * 20 + 1e-6
+
+
+async def test_a_gate_whose_clock_is_set_back_an_hour_goes_on(floor: Floor, monkeypatch: pytest.MonkeyPatch) -> None:
+    back_s = 0.0
+    clock = SimpleNamespace(time=lambda: time.time() - back_s, monotonic=time.monotonic)
+    monkeypatch.setattr(module, "time", clock)
+    await floor.configure(rate={"limit": 2, "per_s": 1.0})
+    async with floor.gate() as gate:
+        await floor.submit(2)
+        await eventually(lambda: gate.admitted == 1, what="the first is admitted")
+        back_s = 3600.0
+        await eventually(lambda: gate.admitted == 2, what="the next is admitted half a second later")
+        task_id = (await floor.submit())[0]
+        queue = await read_state(floor.log, QUEUES, ROUTE.queue, fresh=True)
+        tasks = (Admission(task_id=task_id, version=1),)
+        with suppress(Conflict):  # the gate may have been quicker
+            await handle_any(floor.log, QUEUES, ROUTE.queue, AdmitTasks(queue.version, tasks), source="gate")
+        await eventually(lambda: _ready(floor, task_id), what="what another gate admitted and did not queue is completed")
 
 
 async def test_one_task_beside_ten_thousand_of_another_tenant_is_admitted_next(floor: Floor) -> None:
