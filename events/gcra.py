@@ -49,6 +49,11 @@ def bounded(rate: Rate, arrival: float, now: float) -> float:
     return min(arrival, now + rate.burst * interval_s(rate))
 
 
+def wait_s(rate: Rate, arrival: float, now: float, before: int) -> float:
+    """In how many seconds a start is allowed that comes after ``before`` others, all as early as they may."""
+    return max(0.0, allowed_at(rate, charge(rate, arrival, now, before)) - now)
+
+
 def fold(rate: Rate, starts: Iterable[float]) -> float:
     """The theoretical arrival time after these starts, in order."""
     arrival = NEVER

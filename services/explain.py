@@ -66,17 +66,15 @@ def explain(task: TaskRow, line: LineFacts, workers: Sequence[PresentWorker], no
     if (elsewhere := _not_waiting(task)) is not None:
         return Explanation([elsewhere], None, f"the task is {task.status}")
     reasons = [*_own_time(task), *_queue_paused(line), *_workers(task, workers)]
-    next_start: datetime | None = None
     if task.status is Status.PENDING:
         if task.ready == 0:
-            gate, next_start = _gate(task, line, now)
-            reasons += gate
+            reasons += _gate(task, line, now)
         if line.ahead:
             message = f"{line.ahead} tasks that are older or more urgent wait before it"
             reasons.append(_reason("behind", message, tasks_ahead=line.ahead, pool=task.pool, queue_name=task.queue))
         if not reasons:
             reasons.append(_reason("about_to_start", "nothing stands in its way: a worker is about to take it"))
-    predicted, problem = _predict(task, line, workers, now, next_start, {reason.code for reason in reasons})
+    predicted, problem = _predict(task, line, workers, now, {reason.code for reason in reasons})
     return Explanation(reasons, predicted, problem)
 
 
@@ -139,22 +137,20 @@ def _workers(task: TaskRow, workers: Sequence[PresentWorker]) -> list[ReasonAnsw
     return []
 
 
-def _gate(task: TaskRow, line: LineFacts, now: datetime) -> tuple[list[ReasonAnswer], datetime | None]:
-    """What holds it at its queue's gate, and when its rate lets the next one pass, where that is what holds it."""
+def _gate(task: TaskRow, line: LineFacts, now: datetime) -> list[ReasonAnswer]:
+    """What holds it at its queue's gate."""
     limits, key = line.queue.limits, task.key
     reasons: list[ReasonAnswer] = []
-    starts: list[datetime] = []
     if limits.max_running is not None and line.holders >= limits.max_running:
         reasons.append(_limit("max_running", line.holders, limits.max_running, line.holding, None))
     if key is not None and limits.max_running_per_key is not None and line.holders_of_key >= limits.max_running_per_key:
         of_key = (line.holders_of_key, limits.max_running_per_key, line.holding_of_key, key)
         reasons.append(_limit("max_running_per_key", *of_key))
-    for name, rate, waiting, times in _rates(limits, line, key):
-        arrival = gcra.bounded(rate, gcra.fold(rate, times), now.timestamp())
+    for name, rate, waiting, arrival in _rates(line, key, now):
         if not gcra.available(rate, arrival, now.timestamp()):
-            starts.append(datetime.fromtimestamp(gcra.allowed_at(rate, arrival), UTC))
-            message = f"its queue's {name} lets the next one start at {_time(starts[-1])}"
-            reasons.append(_reason("rate_limited", message, limit=name, next_start_at=_time(starts[-1]), key=_of(name, key)))
+            next_start = _time(datetime.fromtimestamp(gcra.allowed_at(rate, arrival), UTC))
+            message = f"its queue's {name} lets the next one start at {next_start}"
+            reasons.append(_reason("rate_limited", message, limit=name, next_start_at=next_start, key=_of(name, key)))
         elif waiting >= rate_ahead(rate):
             message = f"{waiting} tasks were let through by its queue's {name} and not started by a worker yet"
             reasons.append(_reason("rate_limited", message, limit=name, not_started=waiting, key=_of(name, key)))
@@ -166,11 +162,12 @@ def _gate(task: TaskRow, line: LineFacts, now: datetime) -> tuple[list[ReasonAns
     if not reasons:
         message = "it waits to be let through by a scheduler's gate, which should take an instant"
         reasons.append(_reason("awaiting_admission", message))
-    return reasons, max(starts, default=None)
+    return reasons
 
 
-def _rates(limits: QueueLimits, line: LineFacts, key: str | None) -> list[tuple[str, Rate, int, list[float]]]:
-    """The rates that hold for the task: name, rate, how many wait that it let through, when it let which through."""
+def _rates(line: LineFacts, key: str | None, now: datetime) -> list[tuple[str, Rate, int, float]]:
+    """The rates that hold for the task: name, rate, how many wait that it let through, its theoretical arrival time."""
+    limits = line.queue.limits
     found: list[tuple[str, Rate, int, list[float]]] = []
     if limits.rate is not None:
         times = [at.timestamp() for at, keys in line.admissions for _ in keys]
@@ -178,7 +175,7 @@ def _rates(limits: QueueLimits, line: LineFacts, key: str | None) -> list[tuple[
     if limits.rate_per_key is not None and key is not None:
         times = [at.timestamp() for at, keys in line.admissions for one in keys if one == key]
         found.append(("rate_per_key", limits.rate_per_key, line.waiting_of_key, times))
-    return found
+    return [(n, rate, w, gcra.bounded(rate, gcra.fold(rate, times), now.timestamp())) for n, rate, w, times in found]
 
 
 def _limit(name: str, used: int, maximum: int, task_ids: list[str], key: str | None) -> ReasonAnswer:
@@ -207,7 +204,6 @@ def _predict(
     line: LineFacts,
     workers: Sequence[PresentWorker],
     now: datetime,
-    next_start: datetime | None,
     codes: set[ReasonCode],
 ) -> tuple[PredictedStartAnswer | None, str | None]:
     for code, why in _BLOCKING.items():
@@ -218,11 +214,16 @@ def _predict(
     slots, free = sum(w.capacity for w in serving), sum(w.free for w in serving)
     if limits.max_running is not None:
         slots, free = min(slots, limits.max_running), min(free, max(0, limits.max_running - line.holders))
-    begins = max(filter(None, (now, task.due_at, next_start)))
+    if task.key is not None and limits.max_running_per_key is not None:
+        free = min(free, max(0, limits.max_running_per_key - line.holders_of_key))
+    soonest_s, spaced_s = _spaced(task, line, now)
+    due = max(now, task.due_at or now)
+    begins = max(due, now + timedelta(seconds=soonest_s))
+    spaced = max(due, now + timedelta(seconds=spaced_s))
     before = line.ahead + (0 if task.ready else line.waiting)  # what was admitted is before all that is held
     based_on: Facts = {"tasks_ahead": before, "slots": slots, "free_slots": free}
     if before < free:
-        latest = begins + timedelta(seconds=PICKUP_S)
+        latest = spaced + timedelta(seconds=PICKUP_S)
         return PredictedStartAnswer(earliest=begins, latest=latest, based_on=based_on), None
     if slots == 0:
         return None, "the workers that serve it have no slots"
@@ -230,12 +231,25 @@ def _predict(
         return None, f"no attempt in the queue {task.queue} of the pool {task.pool} was ever completed"
     low, high = _range(line.durations)
     rounds = (before - free) // slots
-    spaced_s = max((gcra.interval_s(rate) for _, rate, _, _ in _rates(limits, line, task.key)), default=0.0) * line.ahead
     # Those that run now may end at once, or take as long as any.
-    earliest = max(begins, now + timedelta(seconds=max(rounds * low, spaced_s)))
-    latest = max(earliest, begins + timedelta(seconds=max((rounds + 1) * high, spaced_s) + PICKUP_S))
+    earliest = max(begins, now + timedelta(seconds=rounds * low))
+    latest = max(earliest, spaced, begins + timedelta(seconds=(rounds + 1) * high)) + timedelta(seconds=PICKUP_S)
     based_on |= {"durations": len(line.durations), "fast_seconds": low, "slow_seconds": high}
     return PredictedStartAnswer(earliest=earliest, latest=latest, based_on=based_on), None
+
+
+def _spaced(task: TaskRow, line: LineFacts, now: datetime) -> tuple[float, float]:
+    """In how many seconds its queue's rates let it start: at the earliest, and where all before it are of its key."""
+    if task.ready:
+        return 0.0, 0.0
+    waits = [
+        (
+            gcra.wait_s(rate, arrival, now.timestamp(), 0 if name.endswith("_per_key") else line.ahead),
+            gcra.wait_s(rate, arrival, now.timestamp(), line.ahead),
+        )
+        for name, rate, _, arrival in _rates(line, task.key, now)
+    ]
+    return max((one for one, _ in waits), default=0.0), max((other for _, other in waits), default=0.0)
 
 
 def _range(durations: Sequence[float]) -> tuple[float, float]:

@@ -115,6 +115,30 @@ def test_a_paused_queue_says_by_whom_and_why_beside_all_else() -> None:
     assert found.no_prediction == "its queue is paused"
 
 
+def test_a_rate_spaces_those_ahead_though_workers_are_free_and_but_for_its_burst() -> None:
+    free = PresentWorker("w", "cpu", (), capacity=100, running=0, status=WorkerStatus.ACTIVE)
+    spaced = told(held(), line(QueueLimits(rate=Rate(limit=1, per_s=60)), ahead=5), [free]).predicted
+    assert spaced is not None
+    assert (spaced.earliest, spaced.latest) == (NOW + timedelta(minutes=5), NOW + timedelta(minutes=5, seconds=1))
+    at_once = told(held(), line(QueueLimits(rate=Rate(limit=1, per_s=60, burst=10)), ahead=5), [free]).predicted
+    assert at_once is not None
+    assert at_once.earliest == NOW
+    of_each = QueueLimits(rate_per_key=Rate(limit=1, per_s=60))
+    of_key = told(held(key="a"), line(of_each, ahead=5), [free]).predicted
+    assert of_key is not None
+    assert (of_key.earliest, of_key.latest) == (NOW, NOW + timedelta(minutes=5, seconds=1)), "they may be of other keys"
+    admitted = told(row(), line(QueueLimits(rate=Rate(limit=1, per_s=60)), ahead=5), [free]).predicted
+    assert admitted is not None
+    assert admitted.earliest == NOW, "a task that the rate let through waits for it no more"
+
+
+def test_a_task_whose_keys_slots_are_taken_waits_for_one_though_workers_are_free() -> None:
+    facts = line(QueueLimits(max_running_per_key=1), holders=1, holders_of_key=1, durations=[10.0])
+    found = told(held(key="a"), facts).predicted
+    assert found is not None
+    assert (found.earliest, found.latest) == (NOW, NOW + timedelta(seconds=11))
+
+
 def test_without_history_nothing_is_predicted_and_it_is_said_why() -> None:
     found = told(row(), line(ahead=5), [BUSY])
     assert found.predicted is None
