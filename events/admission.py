@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from heapq import heappop, heappush
 from itertools import count
@@ -33,12 +33,12 @@ ADMIT_MAX = 500
 """Tasks in one admission: some 75 KB of event."""
 
 FAIR_WINDOW = 200
-"""Of a queue whose keys take turns, at most so many tasks are admitted and not started yet: workers take those in the order of
-their admission, so this is how far a newcomer may be behind."""
+"""Of a queue whose keys take turns, at most so many tasks of each pool are admitted and not started yet: workers take those in
+the order of their admission, so this is how far a newcomer may be behind."""
 
 RATE_AHEAD_S = 1.0
-"""Of a queue with a rate, at most so many seconds' worth of starts are admitted and not started yet (and always the burst):
-when workers come back after a while, no more than that come at once."""
+"""Of a queue with a rate, at most so many seconds' worth of starts are admitted and not started yet in each pool (and always
+the burst): when workers come back after a while, no more than that come at once."""
 
 FORGET_AT = 1_000
 """Keys remembered before those that need not be are forgotten."""
@@ -69,6 +69,12 @@ class Entry:
     position: int
     gated: bool
     state: dict[str, Any] | None = None
+    pool: str = ""
+
+    @property
+    def where(self) -> _Where:
+        """The level that it waits on."""
+        return self.priority, self.pool
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +84,9 @@ class Pick:
     task_id: str
     entry: Entry
 
+
+_Where = tuple[int, str]
+"""Which priority, of which pool."""
 
 _Place = tuple[int, str, int]
 """Since when, which task, at which version."""
@@ -120,8 +129,8 @@ class Turns:
 
 @dataclass(slots=True)
 class _Level:
-    """The held tasks of one priority. ``lanes``: of each key those that were held, oldest first, of which some may be held no
-    more; ``turns``: which key is next, and with which turn; ``listed``: the one turn of each key that counts."""
+    """The held tasks of one priority and pool. ``lanes``: of each key those that were held, oldest first, of which some may be
+    held no more; ``turns``: which key is next, and with which turn; ``listed``: the one turn of each key that counts."""
 
     lanes: dict[str | None, list[_Place]] = field(default_factory=dict[str | None, list["_Place"]])
     turns: list[_Turn] = field(default_factory=list["_Turn"])
@@ -136,14 +145,18 @@ class _Level:
         if len(self.turns) > 2 * len(self.listed) + FORGET_AT:
             self.turns = sorted(self.listed.values(), key=lambda one: one[:3])
 
+    def first(self) -> _Turn | None:
+        """The next turn."""
+        while self.turns and self.listed.get(self.turns[0][3]) != self.turns[0]:
+            heappop(self.turns)
+        return self.turns[0] if self.turns else None
+
     def next(self) -> _Turn | None:
         """Take the next turn off the list."""
-        while self.turns:
-            turn = heappop(self.turns)
-            if self.listed.get(turn[3]) == turn:
-                del self.listed[turn[3]]
-                return turn
-        return None
+        if (turn := self.first()) is not None:
+            heappop(self.turns)
+            del self.listed[turn[3]]
+        return turn
 
 
 class _Trial:
@@ -154,6 +167,7 @@ class _Trial:
         self.keys = Turns(line.keys)
         self.chosen: list[tuple[str, Entry]] = []
         self.of_key: Counter[str] = Counter()
+        self.of_pool: Counter[str] = Counter()
         self.arrivals: dict[str, float] = {}
         self.parked: set[str] = set()
 
@@ -171,13 +185,14 @@ class Line:
         """Admitted, and not queued yet."""
         self.priorities = Turns()
         self.keys = Turns()
-        self._levels: dict[int, _Level] = {}
+        self._levels: dict[_Where, _Level] = {}
         self._holders_of: Counter[str] = Counter()
         self._waiting_of: Counter[str] = Counter()
+        self._waiting_in: Counter[str] = Counter()
         self._arrival = gcra.NEVER
         self._arrivals: dict[str, float] = {}
         self._forget_at = FORGET_AT
-        self._parked: dict[str, set[int]] = {}
+        self._parked: dict[str, set[_Where]] = {}
         self._due: list[tuple[float, str]] = []
         self._now = 0.0
 
@@ -252,7 +267,7 @@ class Line:
             self.keys.take(key, rivals=max(1, self._rivals()))
             if entry is not None and entry.stage is Stage.HELD and entry.version == admission.version:
                 self.priorities.take(entry.priority, _cost(entry.priority))
-                admitted = Entry(entry.version, Stage.ADMITTED, key, entry.priority, entry.position, True, entry.state)
+                admitted = replace(entry, stage=Stage.ADMITTED, key=key, gated=True)
                 self.set_entry(admission.task_id, admitted)
         if len(self._arrivals) > self._forget_at:
             self._arrivals = {one: arrival for one, arrival in self._arrivals.items() if arrival > at}
@@ -260,6 +275,8 @@ class Line:
 
     def _count(self, entry: Entry, by: int) -> None:
         self.stages[entry.stage] += by
+        if entry.stage in WAITING_STAGES:
+            _add(self._waiting_in, entry.pool, by)
         if entry.key is None or entry.stage is Stage.HELD:
             return
         _add(self._holders_of, entry.key, by)
@@ -269,15 +286,15 @@ class Line:
             self._unpark(entry.key)
 
     def _put(self, task_id: str, entry: Entry) -> None:
-        level = self._levels.setdefault(entry.priority, _Level())
+        level = self._levels.setdefault(entry.where, _Level())
         heappush(level.lanes.setdefault(entry.key, []), (entry.position, task_id, entry.version))
-        parked = entry.key is not None and entry.priority in self._parked.get(entry.key, ())
+        parked = entry.key is not None and entry.where in self._parked.get(entry.key, ())
         if entry.key not in level.listed and not parked:
             self._list(level, entry.key, self.keys)
 
     def _tidy(self, left: Entry) -> None:
         """Forget the lane that this task was the last of."""
-        level = self._levels[left.priority]
+        level = self._levels[left.where]
         lane = level.lanes.get(left.key)
         if lane is not None:
             self._drop_stale(lane)
@@ -305,8 +322,8 @@ class Line:
                 self._list(level, key, self.keys)
 
     def _unpark(self, key: str) -> None:
-        for priority in self._parked.pop(key, ()):
-            self._list(self._levels[priority], key, self.keys)
+        for where in self._parked.pop(key, ()):
+            self._list(self._levels[where], key, self.keys)
 
     # Choose
 
@@ -315,13 +332,20 @@ class Line:
         self._keep_time(now)
         while self._due and self._due[0][0] <= now:
             self._unpark(heappop(self._due)[1])
-        room = min(most, self._room(now))
+        room, window = min(most, self._room(now)), self._window()
         trial = _Trial(self)
-        open_levels = {priority for priority, level in self._levels.items() if level.listed}
-        while open_levels and len(trial.chosen) < room:
-            priority = min(open_levels, key=lambda one: (trial.priorities.start(one), -one))
-            if not self._choose_one(priority, trial, now):
-                open_levels.discard(priority)
+        pools: dict[int, set[str]] = {}
+        for (priority, pool), level in self._levels.items():
+            if level.listed:
+                pools.setdefault(priority, set()).add(pool)
+        while pools and len(trial.chosen) < room:
+            priority = min(pools, key=lambda one: (trial.priorities.start(one), -one))
+            pool = self._first_pool(priority, pools[priority])
+            full = self._waiting_in[pool] + trial.of_pool[pool] >= window
+            if full or not self._try_one((priority, pool), trial, now):
+                pools[priority].discard(pool)
+                if not pools[priority]:
+                    del pools[priority]
         self._put_back(trial)
         return [Pick(task_id, entry) for task_id, entry in trial.chosen]
 
@@ -350,32 +374,48 @@ class Line:
         rooms: list[int] = []
         if limits.max_running is not None:
             rooms.append(limits.max_running - self.holders)
-        if self.shared:
-            rooms.append(FAIR_WINDOW - self.waiting)
         if limits.rate is not None:
-            rooms += [gcra.available(limits.rate, self._arrival, now), rate_ahead(limits.rate) - self.waiting]
+            rooms.append(gcra.available(limits.rate, self._arrival, now))
         return max(0, min(rooms, default=ADMIT_MAX))
 
-    def _choose_one(self, priority: int, trial: _Trial, now: float) -> bool:
-        level = self._levels[priority]
-        while (turn := level.next()) is not None:
-            at, position, _, key = turn
-            lane = level.lanes[key]
-            self._drop_stale(lane)
-            if not lane:
-                del level.lanes[key]
-            elif key is not None and (until := self._blocked_until(key, trial, now)) is not None:
-                self._park(key, priority, until, trial)
-            elif (self.shared and trial.keys.finish(key) > at) or lane[0][0] > position:
-                level.list(key, max(at, trial.keys.finish(key)) if self.shared else 0.0, lane[0][0])
-            else:
-                self._take(level, priority, key, trial, now)
-                return True
-        return False
+    def _window(self) -> float:
+        """How many may be admitted and not started in each pool: workers of one may be away, and those of another not."""
+        window = FAIR_WINDOW if self.shared else inf
+        return window if self.limits.rate is None else min(window, rate_ahead(self.limits.rate))
 
-    def _take(self, level: _Level, priority: int, key: str | None, trial: _Trial, now: float) -> None:
+    def _first_pool(self, priority: int, pools: Iterable[str]) -> str:
+        """Whose turn is next."""
+
+        def turn(pool: str) -> tuple[float, int]:
+            first = self._levels[priority, pool].first()
+            return (inf, 0) if first is None else first[:2]
+
+        first, *others = pools
+        return min((first, *others), key=turn) if others else first
+
+    def _try_one(self, where: _Where, trial: _Trial, now: float) -> bool:
+        """Take the task whose turn is next there, or put its key where it belongs; ``False`` where no key is listed."""
+        level = self._levels[where]
+        if (turn := level.next()) is None:
+            return False
+        at, position, _, key = turn
+        lane = level.lanes[key]
+        self._drop_stale(lane)
+        if not lane:
+            del level.lanes[key]
+        elif key is not None and (until := self._blocked_until(key, trial, now)) is not None:
+            self._park(key, where, until, trial)
+        elif (self.shared and trial.keys.finish(key) > at) or lane[0][0] > position:
+            level.list(key, max(at, trial.keys.finish(key)) if self.shared else 0.0, lane[0][0])
+        else:
+            self._take(where, key, trial, now)
+        return True
+
+    def _take(self, where: _Where, key: str | None, trial: _Trial, now: float) -> None:
+        level, (priority, pool) = self._levels[where], where
         task_id = heappop(level.lanes[key])[1]
         trial.chosen.append((task_id, self.entries[task_id]))
+        trial.of_pool[pool] += 1
         trial.priorities.take(priority, _cost(priority))
         trial.keys.take(key, rivals=1 + self._rivals())  # its own turn is off the list
         if key is not None:
@@ -386,15 +426,15 @@ class Line:
 
     def _put_back(self, trial: _Trial) -> None:
         """As if nobody had been chosen: keys that had a turn are listed where they were."""
-        touched: set[tuple[int, str | None]] = set()
+        touched: set[tuple[_Where, str | None]] = set()
         for task_id, entry in trial.chosen:
-            level = self._levels[entry.priority]
+            level = self._levels[entry.where]
             heappush(level.lanes.setdefault(entry.key, []), (entry.position, task_id, entry.version))
-            touched.add((entry.priority, entry.key))
+            touched.add((entry.where, entry.key))
         for key in trial.parked:
             self._unpark(key)
-        for priority, lane_key in touched:
-            self._list(self._levels[priority], lane_key, self.keys)
+        for where, lane_key in touched:
+            self._list(self._levels[where], lane_key, self.keys)
 
     def _drop_stale(self, lane: list[tuple[int, str, int]]) -> None:
         while lane:
@@ -424,8 +464,8 @@ class Line:
         self._arrivals[key] = gcra.bounded(rate, self._arrivals[key], now)
         return trial.arrivals.get(key, self._arrivals[key])
 
-    def _park(self, key: str, priority: int, until: float, trial: _Trial) -> None:
-        self._parked.setdefault(key, set()).add(priority)
+    def _park(self, key: str, where: _Where, until: float, trial: _Trial) -> None:
+        self._parked.setdefault(key, set()).add(where)
         if trial.of_key[key]:
             trial.parked.add(key)  # because of what was only tried
         elif until < inf:

@@ -245,6 +245,7 @@ def _entry(fact: Fact) -> Entry | None:
         position=fact.position,
         gated=state.get("gated", False),
         state=state if stage is Stage.HELD else None,
+        pool=state.get("pool", ""),
     )
 
 

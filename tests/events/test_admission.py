@@ -31,8 +31,8 @@ class Gate:
     def configure(self, **limits: object) -> None:
         self.line.set_queue(self.line.queue.model_copy(update={"limits": QueueLimits.model_validate(limits)}))
 
-    def hold(self, task_id: str, key: str | None = None, priority: int = 5, version: int = 1) -> None:
-        self.line.set_entry(task_id, Entry(version, Stage.HELD, key, priority, next(self.positions), True))
+    def hold(self, task_id: str, key: str | None = None, priority: int = 5, version: int = 1, pool: str = "cpu") -> None:
+        self.line.set_entry(task_id, Entry(version, Stage.HELD, key, priority, next(self.positions), True, pool=pool))
 
     def hold_many(self, number: int, key: str | None = None, priority: int = 5, prefix: str = "t") -> None:
         for n in range(number):
@@ -46,7 +46,7 @@ class Gate:
 
     def move(self, task_id: str, stage: Stage) -> None:
         entry = self.line.entries[task_id]
-        moved = Entry(entry.version + 1, stage, entry.key, entry.priority, next(self.positions), True)
+        moved = Entry(entry.version + 1, stage, entry.key, entry.priority, next(self.positions), True, pool=entry.pool)
         self.line.set_entry(task_id, moved)
 
     def end(self, task_id: str) -> None:
@@ -149,6 +149,26 @@ def test_admissions_that_nobody_starts_do_not_pile_up_behind_a_rate() -> None:
     gate.hold_many(100)
     admitted = sum(len(gate.admit(NOW + tenth / 10)) for tenth in range(100))
     assert admitted == rate_ahead(Rate(limit=10, per_s=1.0, burst=2)) == 10
+
+
+@pytest.mark.parametrize("limits", [{"fair": True}, {"rate": {"limit": 100, "per_s": 1.0, "burst": 300}}])
+def test_tasks_that_no_worker_of_their_pool_starts_hold_up_no_other_pool(limits: dict[str, object]) -> None:
+    gate = Gate(**limits)
+    for n in range(1_000):
+        gate.hold(f"g{n}", "a", pool="gpu")
+    waiting = 0
+    while picks := gate.admit(NOW + 10 * waiting):
+        waiting += len(picks)
+    assert 0 < waiting <= 300, "no more than fit the window"
+    gate.hold("c", "b", pool="cpu")
+    assert ids(gate.admit(NOW + 10_000)) == ["c"]
+
+
+def test_tasks_of_several_pools_come_in_order_of_their_age() -> None:
+    gate = Gate(max_running=4)
+    for n in range(6):
+        gate.hold(f"t{n}", pool="cpu" if n % 3 else "gpu")
+    assert ids(gate.admit()) == ["t0", "t1", "t2", "t3"]
 
 
 def test_a_rate_of_each_key_is_its_own() -> None:
@@ -326,7 +346,7 @@ def test_whatever_happens_no_limit_is_exceeded_and_in_the_end_nobody_is_left(lim
         now += chance.choice([0.0, 0.01, 0.3])
         event = chance.random()
         if event < 0.45:
-            gate.hold(f"t{step}", chance.choice([None, "a", "b", "c"]), chance.choice([0, 5, 10]))
+            gate.hold(f"t{step}", chance.choice([None, "a", "b", "c"]), chance.choice([0, 5, 10]), pool=chance.choice("pq"))
         elif event < 0.5 and (waiting := [t for t, e in gate.line.entries.items() if e.stage is Stage.HELD]):
             changed = chance.choice(waiting)  # somebody updates it
             version = gate.line.entries[changed].version + 1

@@ -219,6 +219,16 @@ async def test_one_task_beside_ten_thousand_of_another_tenant_is_admitted_next(f
     assert last <= admission.FAIR_WINDOW + 2 * len(few) + 8
 
 
+async def test_a_pool_without_workers_holds_up_no_other_pool_of_a_fair_queue(floor: Floor) -> None:
+    await floor.configure(fair=True)
+    async with floor.gate() as gate, floor.hands(1) as done:
+        await floor.submit(admission.FAIR_WINDOW + 50, pool="gpu", key="a")
+        await eventually(lambda: gate.admitted == admission.FAIR_WINDOW, timeout=30, what="the window is full")
+        task_ids = await floor.submit(2, key="b")
+        await eventually(lambda: sorted(done) == sorted(task_ids), timeout=30, what="what has a worker is done")
+        assert gate.admitted == admission.FAIR_WINDOW + 2
+
+
 async def test_what_another_gate_admitted_and_did_not_queue_is_completed(floor: Floor) -> None:
     queue = await floor.configure(max_running=3)
     task_ids = await floor.submit(5)
