@@ -149,13 +149,15 @@ async def _changed(api: Api, spec: ScheduleSpec, body: SchedulePatch, requested_
         # Another task's declaration decides what is not asked for; limits, key and tags are the schedule's own.
         options = dict.fromkeys(("queue", "priority", "max_retries", "timeout_s")) | options
     task = await _task(api, body.task_name or before.task_name, options, before, requested_by)
-    if body.task_args is None and body.task_kwargs is None and before.input is not None:
-        if task.task_name != before.task_name:
-            raise InvalidInput("/task_kwargs", "is required where the task changes and its arguments are stored by reference")
+    same_task = task.task_name == before.task_name
+    if body.task_args is None and body.task_kwargs is None and before.input is not None and same_task:
         task = task.model_copy(update={"input": before.input})
     else:
-        args = before.args if body.task_args is None else body.task_args
-        kwargs = before.kwargs if body.task_kwargs is None else body.task_kwargs
+        stored: dict[str, Any] = {"args": before.args, "kwargs": before.kwargs}
+        if before.input is not None and (body.task_args is None or body.task_kwargs is None):
+            stored = orjson.loads(await api.blobs.get_async(before.input))
+        args = stored["args"] if body.task_args is None else body.task_args
+        kwargs = stored["kwargs"] if body.task_kwargs is None else body.task_kwargs
         task = await _with_arguments(api, task, args, kwargs)
     # Null takes a bound away, and is as if left out for what a schedule must have.
     bounds = {name for name in ("starts_at", "ends_at") if name in given}

@@ -162,6 +162,10 @@ async def test_large_arguments_are_kept_by_reference_and_outlive_an_update(backe
     assert before["task_kwargs"] is None
     _, after = await call(backend, "PATCH", "/schedules/big", {"priority": 1})
     assert after["input"] == before["input"]
+    status, after = await call(backend, "PATCH", "/schedules/big", {"task_args": []})
+    assert (status, after["input"]) == (200, before["input"]), "the other arguments stay"
+    status, refused = await call(backend, "PATCH", "/schedules/big", {"task_name": "resize"})
+    assert (status, refused["field"]) == (400, "/task_kwargs/width")
 
 
 async def test_pause_resume_and_delete_answer_what_came_of_them(backend: Backend) -> None:
