@@ -32,7 +32,7 @@ from eventq.events.schedule import (
     plan_tick,
     tick_task,
 )
-from eventq.events.schedule_events import ScheduleSpec
+from eventq.events.schedule_events import ScheduleSpec, ScheduleTicked
 from eventq.events.submitter import Submitter
 from eventq.events.timers import Hint, set_timer
 from eventq.services.follower import Fact, Follower
@@ -91,7 +91,7 @@ class TickMaker:
         now = await self._now()
         if not schedule.waiting or schedule.next_at is None or schedule.next_at > now:
             # Replaced, doubled, or come again because a scheduler died after it had decided.
-            await self._make_missing(schedule_id, schedule)
+            await self._make_missing(schedule_id)
             if schedule.waiting and schedule.next_at is not None:
                 await set_timer(self._log.broker, tick_hint(schedule_id), schedule.next_at)
             return True
@@ -132,13 +132,19 @@ class TickMaker:
         await self.make(schedule_id, spec, missing)
         return len(missing)
 
-    async def _make_missing(self, schedule_id: str, schedule: Schedule) -> int:
-        return await self.make_missing(schedule_id, schedule.required_spec, schedule.last_task_ids)
+    async def _make_missing(self, schedule_id: str) -> None:
+        """Make what the last tick decided. Where something else came since, which may have changed what is to be made, that is
+        left to the sweep, which has the schedule as it was."""
+        stored = await self._log.last(SCHEDULES.name, schedule_id, fresh=True)
+        if stored is not None and isinstance(stored.event.data, ScheduleTicked):
+            spec = SCHEDULES.from_summary(stored.event.state).required_spec
+            await self.make_missing(schedule_id, spec, stored.event.data.task_ids)
 
     async def _busy(self, schedule_id: str, schedule: Schedule) -> bool:
-        """Whether the task of the tick before is unfinished; one that was decided and never made is made now."""
-        if not schedule.last_task_ids or await self._make_missing(schedule_id, schedule):
-            return bool(schedule.last_task_ids)
+        """Whether the task of the tick before is unfinished, or was decided and is not made yet."""
+        if not schedule.last_task_ids:
+            return False
+        await self._make_missing(schedule_id)
         return not (await read_task(self._log, schedule.last_task_ids[-1], fresh=True)).finished
 
 

@@ -27,6 +27,7 @@ from eventq.events.schedule import (
     ResumeSchedule,
     Schedule,
     TickSchedule,
+    UpdateSchedule,
     plan_tick,
     tick_task_id,
 )
@@ -211,6 +212,25 @@ async def test_what_was_decided_and_not_made_is_found_in_the_log(bed: Bed) -> No
     async with bed.scheduler() as sweep:
         await eventually(lambda: _is(bed.tasks, ids(1, 0)), timeout=30, what="the missing task is made")
         assert sweep.repaired
+
+
+async def test_what_was_decided_is_made_as_the_schedule_was_then(bed: Bed) -> None:
+    """Given a scheduler that died before it made what it had decided, when the schedule is changed before the hint comes again,
+    then the task of the old tick is the old one."""
+    await bed.create()
+    await decide_without_making(bed)
+    schedule = await bed.schedule()
+    spec = schedule.required_spec
+    changed = spec.model_copy(update={"task": spec.task.model_copy(update={"args": ["new"]})})
+    await bed.command(UpdateSchedule(schedule.version, changed, NOON + MINUTE, "ada"))
+    assert await bed.ticks().tick(tick_hint("s"))
+    (task_id,) = ids(0)
+    async with bed.scheduler():
+        await eventually(lambda: bed.log.at("tasks", task_id, 1), timeout=30, what="the task is made")
+    stored = await bed.log.at("tasks", task_id, 1)
+    assert stored is not None
+    assert isinstance(stored.event.data, Submitted)
+    assert stored.event.data.args == []
 
 
 async def _is(question: Any, wanted: list[str]) -> bool:
