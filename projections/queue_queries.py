@@ -70,7 +70,7 @@ WHERE status = 'PENDING' AND queue = $queue AND (ready = 0) = $held AND ($held O
 _LINE = f"""
 SELECT count(*) FILTER ({_HOLDS}) AS holders,
        count(*) FILTER ({_HOLDS} AND key = $key) AS holders_of_key,
-       count(*) FILTER (status = 'PENDING' AND ready > 0) AS waiting,
+       count(*) FILTER (status = 'PENDING' AND ready > 0 AND pool = $pool) AS waiting,
        count(*) FILTER (status = 'PENDING' AND ready > 0 AND key = $key) AS waiting_of_key,
        count(DISTINCT coalesce(key, '')) FILTER (status = 'PENDING' AND ready = 0) AS keys_held
 FROM tasks WHERE queue = $queue AND status IN ('PENDING', 'RUNNING', 'PAUSED')
@@ -151,8 +151,9 @@ class QueuePage:
 
 @dataclass(frozen=True, slots=True)
 class LineFacts:
-    """What stands before one waiting task. ``ahead``: older or more urgent ones that wait as it does; ``admissions``: times
-    and keys of the queue's admissions under its present limits, oldest first; ``durations``: seconds, newest first."""
+    """What stands before one waiting task. ``ahead``: older or more urgent ones that wait as it does; ``waiting``: those of
+    its pool that were let through and not started; ``admissions``: times and keys of the queue's admissions under its present
+    limits, oldest first; ``durations``: seconds, newest first."""
 
     queue: Queue
     ahead: int
@@ -208,7 +209,7 @@ def line_facts(snapshot: Snapshot, task: TaskRow) -> LineFacts:
     here: dict[str, Any] = {"queue": task.queue}
     states = snapshot.rows("SELECT state FROM queues WHERE queue = $queue", here)
     place = {"pool": pool, "priority": task.priority, "position": task.position, "held": task.ready == 0}
-    holders, holders_of_key, waiting, waiting_of_key, keys_held = snapshot.rows(_LINE, here | {"key": key})[0]
+    holders, holders_of_key, waiting, waiting_of_key, keys_held = snapshot.rows(_LINE, here | {"key": key, "pool": pool})[0]
     admitted = snapshot.rows(_ADMISSIONS, here)
     return LineFacts(
         queue=QUEUES.from_summary(orjson.loads(states[0][0])) if states else Queue(),

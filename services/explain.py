@@ -28,6 +28,9 @@ from eventq.services.queue_models import PredictedStartAnswer, ReasonAnswer, Rea
 PICKUP_S = 1.0
 """Within what time a task that nothing stands in the way of is started."""
 
+AHEAD_MAX_S = 366 * 24 * 3600.0
+"""How far ahead a start is predicted."""
+
 Facts = dict[str, Any]
 
 
@@ -217,6 +220,8 @@ def _predict(
     if task.key is not None and limits.max_running_per_key is not None:
         free = min(free, max(0, limits.max_running_per_key - line.holders_of_key))
     soonest_s, spaced_s = _spaced(task, line, now)
+    if spaced_s > AHEAD_MAX_S:
+        return None, f"its queue's rates let it start more than {AHEAD_MAX_S / 86_400:g} days ahead"
     due = max(now, task.due_at or now)
     begins = max(due, now + timedelta(seconds=soonest_s))
     spaced = max(due, now + timedelta(seconds=spaced_s))
@@ -231,6 +236,8 @@ def _predict(
         return None, f"no attempt in the queue {task.queue} of the pool {task.pool} was ever completed"
     low, high = _range(line.durations)
     rounds = (before - free) // slots
+    if (rounds + 1) * high > AHEAD_MAX_S:
+        return None, f"those before it may take more than {AHEAD_MAX_S / 86_400:g} days"
     # Those that run now may end at once, or take as long as any.
     earliest = max(begins, now + timedelta(seconds=rounds * low))
     latest = max(earliest, spaced, begins + timedelta(seconds=(rounds + 1) * high)) + timedelta(seconds=PICKUP_S)

@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 
-from eventq.events.commands import ConfirmPause, FailAttempt, PauseTask
+from eventq.events.commands import AdmitTask, ConfirmPause, FailAttempt, PauseTask, SubmitTask
 from eventq.events.data import ErrorInfo
-from eventq.events.handle import handle_any
+from eventq.events.handle import handle, handle_any
+from eventq.events.ids import new_id
 from eventq.events.presence import Heartbeat, beat
 from eventq.events.queue import Queue
 from eventq.events.queue_events import QueueLimits, Rate
 from eventq.events.task import Status
+from eventq.events.task_events import Submitted
 from eventq.events.worker import WORKERS, PauseWorker, WorkerStatus
 from eventq.projections.queue_queries import LineFacts
 from eventq.projections.rows import TaskRow
@@ -154,6 +156,19 @@ def test_the_predicted_start_goes_by_those_ahead_and_how_long_they_take() -> Non
     assert found.based_on["tasks_ahead"] == 9
 
 
+@pytest.mark.parametrize(
+    ("limits", "durations", "why"),
+    [
+        (QueueLimits(rate=Rate(limit=1, per_s=604_800)), [], "its queue's rates let it start more than 366 days ahead"),
+        (QueueLimits(), [86_400.0], "those before it may take more than 366 days"),
+    ],
+    ids=["rate", "tasks ahead"],
+)
+def test_a_start_that_is_absurdly_far_ahead_is_not_predicted(limits: QueueLimits, durations: list[float], why: str) -> None:
+    found = told(held(), line(limits, ahead=3_000_000, durations=durations), [BUSY])
+    assert (found.predicted, found.no_prediction) == (None, why)
+
+
 def test_a_scheduled_task_is_predicted_for_its_time() -> None:
     found = told(row(status=Status.SCHEDULED, ready=0, due_at=NOW + timedelta(hours=1)), line())
     assert codes(found) == ["scheduled_for"]
@@ -208,6 +223,19 @@ async def test_a_held_task_is_explained_from_the_log(backend: Backend) -> None:
     assert found["reasons"][2]["facts"]["tasks_ahead"] == 1
     await backend.post("/queues/default/pause", {"reason": "x"})
     assert (await explained(backend, second))["reasons"][0]["code"] == "queue_paused"
+
+
+async def test_what_another_pool_leaves_lying_holds_nothing_up(backend: Backend) -> None:
+    await heartbeat(backend)
+    await put(backend, "default", {"limits": {"rate": {"limit": 1, "per_seconds": 1}}})
+    other = Submitted(task_name="gpu", pool="gpu", queue="default", priority=5, max_retries=0, gated=True)
+    for _ in range(2):
+        task_id = new_id()
+        await handle(backend.log, task_id, SubmitTask(other, datetime.now(UTC)), source="test")
+        await handle(backend.log, task_id, AdmitTask(1), source="test")
+    held = (await backend.submit())["task_id"]
+    await backend.api.freshness.wait_for_position(await backend.last_position(), 10)
+    assert [r["code"] for r in (await explained(backend, held))["reasons"]] == ["awaiting_admission"]
 
 
 async def test_a_frozen_attempt_and_a_paused_worker_are_told(backend: Backend) -> None:
