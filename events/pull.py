@@ -49,6 +49,7 @@ class Pull:
         self._limit = limit
         self._requested = 0
         self._answering: set[asyncio.Task[None]] = set()
+        self._in_hand = 0
         self._subscription: Subscription | None = None
         self._inbox = ""
         self._seen = 0.0
@@ -91,7 +92,7 @@ class Pull:
     async def _fill(self) -> None:
         """Ask for as many as are missing from the limit, once half of it is missing."""
         self._seen = time.monotonic()
-        missing = self._limit - self._requested - len(self._answering)
+        missing = self._limit - self._requested - self._in_hand
         if self._broken or missing < self._limit / 2:
             return
         self._requested += missing
@@ -102,6 +103,7 @@ class Pull:
         self._seen = time.monotonic()
         if message.reply:
             self._requested -= 1
+            self._in_hand += 1
             task = asyncio.create_task(self._settle(message))
             self._answering.add(task)
             task.add_done_callback(self._answering.discard)
@@ -119,6 +121,7 @@ class Pull:
 
     async def _settle(self, message: Msg) -> None:
         await self._answer(message)
+        self._in_hand -= 1  # before asking for more: of many that are settled at once, the last asks for all
         await self._refill()
 
     async def _refill(self) -> None:
