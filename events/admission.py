@@ -170,6 +170,8 @@ class _Trial:
         self.of_pool: Counter[str] = Counter()
         self.arrivals: dict[str, float] = {}
         self.parked: set[str] = set()
+        self.tried: dict[tuple[_Where, str | None], float] = {}
+        """Which keys were looked at, and when their turn was."""
 
 
 class Line:
@@ -403,7 +405,9 @@ class Line:
         self._drop_stale(lane)
         if not lane:
             del level.lanes[key]
-        elif key is not None and (until := self._blocked_until(key, trial, now)) is not None:
+            return True
+        trial.tried.setdefault((where, key), at)
+        if key is not None and (until := self._blocked_until(key, trial, now)) is not None:
             self._park(key, where, until, trial)
         elif (self.shared and trial.keys.finish(key) > at) or lane[0][0] > position:
             level.list(key, max(at, trial.keys.finish(key)) if self.shared else 0.0, lane[0][0])
@@ -425,16 +429,16 @@ class Line:
         self._list(level, key, trial.keys)
 
     def _put_back(self, trial: _Trial) -> None:
-        """As if nobody had been chosen: keys that had a turn are listed where they were."""
-        touched: set[tuple[_Where, str | None]] = set()
+        """As if nobody had been chosen: keys are listed where they were, on every level where the trial had moved them."""
         for task_id, entry in trial.chosen:
             level = self._levels[entry.where]
             heappush(level.lanes.setdefault(entry.key, []), (entry.position, task_id, entry.version))
-            touched.add((entry.where, entry.key))
         for key in trial.parked:
             self._unpark(key)
-        for where, lane_key in touched:
-            self._list(self._levels[where], lane_key, self.keys)
+        for (where, tried), at in trial.tried.items():
+            if tried is None or where not in self._parked.get(tried, ()):
+                level = self._levels[where]
+                level.list(tried, max(at, self.keys.finish(tried)) if self.shared else 0.0, level.lanes[tried][0][0])
 
     def _drop_stale(self, lane: list[tuple[int, str, int]]) -> None:
         while lane:

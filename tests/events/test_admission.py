@@ -83,6 +83,20 @@ def test_choosing_changes_nothing() -> None:
         assert ids(gate.line.choose(NOW)) == first
 
 
+def test_what_was_chosen_in_vain_is_a_turn_on_no_level() -> None:
+    gate = Gate(fair=True)
+    for n in range(3):
+        gate.hold(f"g{n}", "a", pool="gpu")
+    for n in range(3):
+        gate.hold(f"ca{n}", "a", pool="cpu")
+    for n in range(3):
+        gate.hold(f"cb{n}", "b", pool="cpu")
+    assert ids(gate.line.choose(NOW, 3)) == ["g0", "cb0", "g1"], "of which nothing comes: another gate was first"
+    for n in range(3):
+        gate.end(f"g{n}")
+    assert ids(gate.line.choose(NOW, 2)) == ["ca0", "cb0"], "the key has had no turn yet, and its task is older"
+
+
 def test_an_admission_holds_its_slot_before_the_task_is_queued() -> None:
     gate = Gate(max_running=1)
     gate.hold_many(2)
