@@ -22,7 +22,7 @@ from enum import Enum
 from heapq import heappop, heappush
 from itertools import count
 from math import ceil, inf
-from typing import Any
+from typing import Any, TypeVar
 
 from eventq.events import gcra
 from eventq.events.limits import WEIGHT_PER_PRIORITY
@@ -84,6 +84,8 @@ class Pick:
     task_id: str
     entry: Entry
 
+
+H = TypeVar("H", bound=Hashable)
 
 _Where = tuple[int, str]
 """Which priority, of which pool."""
@@ -168,6 +170,7 @@ class _Trial:
         self.chosen: list[tuple[str, Entry]] = []
         self.of_key: Counter[str] = Counter()
         self.of_pool: Counter[str] = Counter()
+        self.of_key_in: Counter[tuple[str, str]] = Counter()
         self.arrivals: dict[str, float] = {}
         self.parked: set[str] = set()
         self.tried: dict[tuple[_Where, str | None], float] = {}
@@ -189,7 +192,8 @@ class Line:
         self.keys = Turns()
         self._levels: dict[_Where, _Level] = {}
         self._holders_of: Counter[str] = Counter()
-        self._waiting_of: Counter[str] = Counter()
+        self._waiting_of: Counter[tuple[str, str]] = Counter()
+        """Of each key in each pool: workers of one may be away, and those of another not."""
         self._waiting_in: Counter[str] = Counter()
         self._arrival = gcra.NEVER
         self._arrivals: dict[str, float] = {}
@@ -283,7 +287,7 @@ class Line:
             return
         _add(self._holders_of, entry.key, by)
         if entry.stage in WAITING_STAGES:
-            _add(self._waiting_of, entry.key, by)
+            _add(self._waiting_of, (entry.key, entry.pool), by)
         if by < 0:
             self._unpark(entry.key)
 
@@ -407,7 +411,7 @@ class Line:
             del level.lanes[key]
             return True
         trial.tried.setdefault((where, key), at)
-        if key is not None and (until := self._blocked_until(key, trial, now)) is not None:
+        if key is not None and (until := self._blocked_until(key, where[1], trial, now)) is not None:
             self._park(key, where, until, trial)
         elif (self.shared and trial.keys.finish(key) > at) or lane[0][0] > position:
             level.list(key, max(at, trial.keys.finish(key)) if self.shared else 0.0, lane[0][0])
@@ -424,6 +428,7 @@ class Line:
         trial.keys.take(key, rivals=1 + self._rivals())  # its own turn is off the list
         if key is not None:
             trial.of_key[key] += 1
+            trial.of_key_in[key, pool] += 1
             if (rate := self.limits.rate_per_key) is not None:
                 trial.arrivals[key] = gcra.charge(rate, self._arrival_of(key, rate, trial, now), now)
         self._list(level, key, trial.keys)
@@ -448,7 +453,7 @@ class Line:
                 return
             heappop(lane)
 
-    def _blocked_until(self, key: str, trial: _Trial, now: float) -> float | None:
+    def _blocked_until(self, key: str, pool: str, trial: _Trial, now: float) -> float | None:
         """``None``: its next task may pass; else when time alone may change that, infinity where only an event can."""
         limits = self.limits
         most = limits.max_running_per_key
@@ -457,7 +462,7 @@ class Line:
         rate = limits.rate_per_key
         if rate is None:
             return None
-        if self._waiting_of[key] + trial.of_key[key] >= rate_ahead(rate):
+        if self._waiting_of[key, pool] + trial.of_key_in[key, pool] >= rate_ahead(rate):
             return inf
         arrival = self._arrival_of(key, rate, trial, now)
         return None if gcra.available(rate, arrival, now) else gcra.allowed_at(rate, arrival)
@@ -485,7 +490,7 @@ def _cost(priority: int) -> float:
     return WEIGHT_PER_PRIORITY**-priority
 
 
-def _add(counter: Counter[str], key: str, by: int) -> None:
+def _add(counter: Counter[H], key: H, by: int) -> None:
     counter[key] += by
     if not counter[key]:
         del counter[key]

@@ -71,7 +71,7 @@ _LINE = f"""
 SELECT count(*) FILTER ({_HOLDS}) AS holders,
        count(*) FILTER ({_HOLDS} AND key = $key) AS holders_of_key,
        count(*) FILTER (status = 'PENDING' AND ready > 0 AND pool = $pool) AS waiting,
-       count(*) FILTER (status = 'PENDING' AND ready > 0 AND key = $key) AS waiting_of_key,
+       count(*) FILTER (status = 'PENDING' AND ready > 0 AND pool = $pool AND key = $key) AS waiting_of_key,
        count(DISTINCT coalesce(key, '')) FILTER (status = 'PENDING' AND ready = 0) AS keys_held
 FROM tasks WHERE queue = $queue AND status IN ('PENDING', 'RUNNING', 'PAUSED')
 """
@@ -151,9 +151,9 @@ class QueuePage:
 
 @dataclass(frozen=True, slots=True)
 class LineFacts:
-    """What stands before one waiting task. ``ahead``: older or more urgent ones that wait as it does; ``waiting``: those of
-    its pool that were let through and not started; ``admissions``: times and keys of the queue's admissions under its present
-    limits, oldest first; ``durations``: seconds, newest first."""
+    """What stands before one waiting task. ``ahead``: older or more urgent ones that wait as it does; ``waiting``,
+    ``waiting_of_key``: those of its pool that were let through and not started; ``admissions``: times and keys of the queue's
+    admissions under its present limits, oldest first; ``durations``: seconds, newest first."""
 
     queue: Queue
     ahead: int

@@ -178,6 +178,17 @@ def test_tasks_that_no_worker_of_their_pool_starts_hold_up_no_other_pool(limits:
     assert ids(gate.admit(NOW + 10_000)) == ["c"]
 
 
+def test_tasks_of_a_key_that_no_worker_of_their_pool_starts_hold_up_none_of_another_pool() -> None:
+    gate = Gate(rate_per_key={"limit": 1, "per_s": 1.0, "burst": 1})
+    for n in range(3):
+        gate.hold(f"g{n}", "a", pool="gpu")
+    assert ids(gate.admit()) == ["g0"]
+    assert gate.admit(NOW + 10) == []
+    gate.hold("c", "a", pool="cpu")
+    assert ids(gate.admit(NOW + 20)) == ["c"]
+    assert gate.admit(NOW + 30) == [], "of each pool one waits for a worker"
+
+
 def test_tasks_of_several_pools_come_in_order_of_their_age() -> None:
     gate = Gate(max_running=4)
     for n in range(6):

@@ -225,15 +225,16 @@ async def test_a_held_task_is_explained_from_the_log(backend: Backend) -> None:
     assert (await explained(backend, second))["reasons"][0]["code"] == "queue_paused"
 
 
-async def test_what_another_pool_leaves_lying_holds_nothing_up(backend: Backend) -> None:
+@pytest.mark.parametrize("limit", ["rate", "rate_per_key"])
+async def test_what_another_pool_leaves_lying_holds_nothing_up(backend: Backend, limit: str) -> None:
     await heartbeat(backend)
-    await put(backend, "default", {"limits": {"rate": {"limit": 1, "per_seconds": 1}}})
-    other = Submitted(task_name="gpu", pool="gpu", queue="default", priority=5, max_retries=0, gated=True)
+    await put(backend, "default", {"limits": {limit: {"limit": 1, "per_seconds": 1}}})
+    other = Submitted(task_name="gpu", pool="gpu", queue="default", priority=5, max_retries=0, gated=True, key="a")
     for _ in range(2):
         task_id = new_id()
         await handle(backend.log, task_id, SubmitTask(other, datetime.now(UTC)), source="test")
         await handle(backend.log, task_id, AdmitTask(1), source="test")
-    held = (await backend.submit())["task_id"]
+    held = (await backend.submit(key="a"))["task_id"]
     await backend.api.freshness.wait_for_position(await backend.last_position(), 10)
     assert [r["code"] for r in (await explained(backend, held))["reasons"]] == ["awaiting_admission"]
 
