@@ -93,6 +93,9 @@ _Where = tuple[int, str]
 _Place = tuple[int, str, int]
 """Since when, which task, at which version."""
 
+_PoolTurn = tuple[float, int, str]
+"""When, since when its first task waits, which pool."""
+
 _Turn = tuple[float, int, int, str | None]
 """When, since when its first task waits, a serial number so that no two are the same, which key."""
 
@@ -130,10 +133,18 @@ class Turns:
 
 
 @dataclass(slots=True)
+class _Rivals:
+    """How many keys are listed for a turn, on all levels. Counted as they come and go: each admission asks."""
+
+    number: int = 0
+
+
+@dataclass(slots=True)
 class _Level:
     """The held tasks of one priority and pool. ``lanes``: of each key those that were held, oldest first, of which some may be
     held no more; ``turns``: which key is next, and with which turn; ``listed``: the one turn of each key that counts."""
 
+    rivals: _Rivals
     lanes: dict[str | None, list[_Place]] = field(default_factory=dict[str | None, list["_Place"]])
     turns: list[_Turn] = field(default_factory=list["_Turn"])
     listed: dict[str | None, _Turn] = field(default_factory=dict[str | None, "_Turn"])
@@ -142,6 +153,7 @@ class _Level:
     def list(self, key: str | None, at: float, position: int) -> None:
         """Let the key have this turn, and no other."""
         turn = (at, position, next(self.serials), key)
+        self.rivals.number += key not in self.listed
         self.listed[key] = turn
         heappush(self.turns, turn)
         if len(self.turns) > 2 * len(self.listed) + FORGET_AT:
@@ -153,12 +165,24 @@ class _Level:
             heappop(self.turns)
         return self.turns[0] if self.turns else None
 
-    def next(self) -> _Turn | None:
-        """Take the next turn off the list."""
-        if (turn := self.first()) is not None:
-            heappop(self.turns)
-            del self.listed[turn[3]]
+    def next(self) -> _Turn:
+        """Take the next turn off the list, which must have one."""
+        turn = self.first()
+        assert turn is not None
+        heappop(self.turns)
+        self.unlist(turn[3])
         return turn
+
+    def unlist(self, key: str | None) -> None:
+        """Let the key have no turn."""
+        if self.listed.pop(key, None) is not None:
+            self.rivals.number -= 1
+
+    def unlist_all(self) -> None:
+        """Let no key have a turn."""
+        self.rivals.number -= len(self.listed)
+        self.listed.clear()
+        self.turns.clear()
 
 
 class _Trial:
@@ -191,6 +215,7 @@ class Line:
         self.priorities = Turns()
         self.keys = Turns()
         self._levels: dict[_Where, _Level] = {}
+        self._rivals = _Rivals()
         self._holders_of: Counter[str] = Counter()
         self._waiting_of: Counter[tuple[str, str]] = Counter()
         """Of each key in each pool: workers of one may be away, and those of another not."""
@@ -270,7 +295,7 @@ class Line:
             if rate_per_key is not None and key is not None:
                 self._arrivals[key] = gcra.charge(rate_per_key, self._arrivals.get(key, gcra.NEVER), at)
             entry = self.entries.get(admission.task_id)
-            self.keys.take(key, rivals=max(1, self._rivals()))
+            self.keys.take(key, rivals=max(1, self._rivals.number))
             if entry is not None and entry.stage is Stage.HELD and entry.version == admission.version:
                 self.priorities.take(entry.priority, _cost(entry.priority))
                 admitted = replace(entry, stage=Stage.ADMITTED, key=key, gated=True)
@@ -292,7 +317,7 @@ class Line:
             self._unpark(entry.key)
 
     def _put(self, task_id: str, entry: Entry) -> None:
-        level = self._levels.setdefault(entry.where, _Level())
+        level = self._levels.setdefault(entry.where, _Level(self._rivals))
         heappush(level.lanes.setdefault(entry.key, []), (entry.position, task_id, entry.version))
         parked = entry.key is not None and entry.where in self._parked.get(entry.key, ())
         if entry.key not in level.listed and not parked:
@@ -306,11 +331,7 @@ class Line:
             self._drop_stale(lane)
             if not lane:
                 del level.lanes[left.key]
-                level.listed.pop(left.key, None)
-
-    def _rivals(self) -> int:
-        """How many keys are listed for a turn."""
-        return sum(len(level.listed) for level in self._levels.values())
+                level.unlist(left.key)
 
     def _list(self, level: _Level, key: str | None, turns: Turns) -> None:
         """Put the key where its turn is."""
@@ -322,8 +343,7 @@ class Line:
         self._parked.clear()
         self._due.clear()
         for level in self._levels.values():
-            level.turns.clear()
-            level.listed.clear()
+            level.unlist_all()
             for key in level.lanes:
                 self._list(level, key, self.keys)
 
@@ -340,18 +360,19 @@ class Line:
             self._unpark(heappop(self._due)[1])
         room, window = min(most, self._room(now)), self._window()
         trial = _Trial(self)
-        pools: dict[int, set[str]] = {}
+        pools: dict[int, list[_PoolTurn]] = {}
         for (priority, pool), level in self._levels.items():
-            if level.listed:
-                pools.setdefault(priority, set()).add(pool)
+            if (turn := level.first()) is not None:
+                heappush(pools.setdefault(priority, []), (*turn[:2], pool))
         while pools and len(trial.chosen) < room:
             priority = min(pools, key=lambda one: (trial.priorities.start(one), -one))
-            pool = self._first_pool(priority, pools[priority])
-            full = self._waiting_in[pool] + trial.of_pool[pool] >= window
-            if full or not self._try_one((priority, pool), trial, now):
-                pools[priority].discard(pool)
-                if not pools[priority]:
-                    del pools[priority]
+            *_, pool = heappop(pools[priority])
+            if self._waiting_in[pool] + trial.of_pool[pool] < window:
+                self._try_one((priority, pool), trial, now)
+                if (turn := self._levels[priority, pool].first()) is not None:
+                    heappush(pools[priority], (*turn[:2], pool))
+            if not pools[priority]:
+                del pools[priority]
         self._put_back(trial)
         return [Pick(task_id, entry) for task_id, entry in trial.chosen]
 
@@ -389,27 +410,15 @@ class Line:
         window = FAIR_WINDOW if self.shared else inf
         return window if self.limits.rate is None else min(window, rate_ahead(self.limits.rate))
 
-    def _first_pool(self, priority: int, pools: Iterable[str]) -> str:
-        """Whose turn is next."""
-
-        def turn(pool: str) -> tuple[float, int]:
-            first = self._levels[priority, pool].first()
-            return (inf, 0) if first is None else first[:2]
-
-        first, *others = pools
-        return min((first, *others), key=turn) if others else first
-
-    def _try_one(self, where: _Where, trial: _Trial, now: float) -> bool:
-        """Take the task whose turn is next there, or put its key where it belongs; ``False`` where no key is listed."""
+    def _try_one(self, where: _Where, trial: _Trial, now: float) -> None:
+        """Take the task whose turn is next there, or put its key where it belongs. Some key must be listed."""
         level = self._levels[where]
-        if (turn := level.next()) is None:
-            return False
-        at, position, _, key = turn
+        at, position, _, key = level.next()
         lane = level.lanes[key]
         self._drop_stale(lane)
         if not lane:
             del level.lanes[key]
-            return True
+            return
         trial.tried.setdefault((where, key), at)
         if key is not None and (until := self._blocked_until(key, where[1], trial, now)) is not None:
             self._park(key, where, until, trial)
@@ -417,7 +426,6 @@ class Line:
             level.list(key, max(at, trial.keys.finish(key)) if self.shared else 0.0, lane[0][0])
         else:
             self._take(where, key, trial, now)
-        return True
 
     def _take(self, where: _Where, key: str | None, trial: _Trial, now: float) -> None:
         level, (priority, pool) = self._levels[where], where
@@ -425,7 +433,7 @@ class Line:
         trial.chosen.append((task_id, self.entries[task_id]))
         trial.of_pool[pool] += 1
         trial.priorities.take(priority, _cost(priority))
-        trial.keys.take(key, rivals=1 + self._rivals())  # its own turn is off the list
+        trial.keys.take(key, rivals=1 + self._rivals.number)  # its own turn is off the list
         if key is not None:
             trial.of_key[key] += 1
             trial.of_key_in[key, pool] += 1

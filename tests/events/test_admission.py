@@ -339,6 +339,17 @@ def test_keys_without_number_are_folded_in_no_time() -> None:
     assert len(gate.line.keys._finish) <= 2 * admission.FORGET_AT  # pyright: ignore[reportPrivateUsage]
 
 
+def test_pools_without_number_hold_up_no_gate() -> None:
+    """Given tasks of a thousand pools, when some hundreds of them are chosen, then each costs about what it does with one."""
+    gate = Gate(fair=True)
+    for n in range(20_000):
+        gate.hold(f"t{n}", f"k{n % 100}", pool=f"p{n % 1_000}")
+    began = time.process_time()
+    for _ in range(10):
+        gate.stored(gate.line.choose(NOW))
+    assert time.process_time() - began < 3
+
+
 def test_keys_that_wait_take_turns_however_many_there_are() -> None:
     gate, keys = Gate(fair=True, max_running=1), 3 * admission.FORGET_AT
     for n in range(2 * keys):  # of each key both at once: the second is older than the first of the next
@@ -405,5 +416,7 @@ def check(line: Line) -> None:
     limits = line.limits
     assert line.holders == len(holding)
     assert limits.max_running is None or len(holding) <= limits.max_running
+    levels = line._levels.values()  # pyright: ignore[reportPrivateUsage]
+    assert line._rivals.number == sum(len(level.listed) for level in levels)  # pyright: ignore[reportPrivateUsage]
     per_key = Counter(e.key for e in holding if e.key is not None)
     assert limits.max_running_per_key is None or all(n <= limits.max_running_per_key for n in per_key.values())
