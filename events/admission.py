@@ -142,10 +142,12 @@ class _Rivals:
 @dataclass(slots=True)
 class _Level:
     """The held tasks of one priority and pool. ``lanes``: of each key those that were held, oldest first, of which some may be
-    held no more; ``turns``: which key is next, and with which turn; ``listed``: the one turn of each key that counts."""
+    held no more; ``held``: how many are; ``turns``: which key is next, and with which turn; ``listed``: the one turn of each
+    key that counts."""
 
     rivals: _Rivals
     lanes: dict[str | None, list[_Place]] = field(default_factory=dict[str | None, list["_Place"]])
+    held: Counter[str | None] = field(default_factory=Counter[str | None])
     turns: list[_Turn] = field(default_factory=list["_Turn"])
     listed: dict[str | None, _Turn] = field(default_factory=dict[str | None, "_Turn"])
     serials: Iterator[int] = field(default_factory=count)
@@ -318,7 +320,11 @@ class Line:
 
     def _put(self, task_id: str, entry: Entry) -> None:
         level = self._levels.setdefault(entry.where, _Level(self._rivals))
-        heappush(level.lanes.setdefault(entry.key, []), (entry.position, task_id, entry.version))
+        lane = level.lanes.setdefault(entry.key, [])
+        heappush(lane, (entry.position, task_id, entry.version))
+        level.held[entry.key] += 1
+        if len(lane) > 2 * level.held[entry.key] + FORGET_AT:  # behind one that waits long many came and went
+            lane[:] = sorted(filter(self._is_held, lane))
         parked = entry.key is not None and entry.where in self._parked.get(entry.key, ())
         if entry.key not in level.listed and not parked:
             self._list(level, entry.key, self.keys)
@@ -326,12 +332,11 @@ class Line:
     def _tidy(self, left: Entry) -> None:
         """Forget the lane that this task was the last of."""
         level = self._levels[left.where]
-        lane = level.lanes.get(left.key)
-        if lane is not None:
-            self._drop_stale(lane)
-            if not lane:
-                del level.lanes[left.key]
-                level.unlist(left.key)
+        level.held[left.key] -= 1
+        if not level.held[left.key]:
+            del level.held[left.key]
+            level.lanes.pop(left.key, None)
+            level.unlist(left.key)
 
     def _list(self, level: _Level, key: str | None, turns: Turns) -> None:
         """Put the key where its turn is."""
@@ -453,13 +458,15 @@ class Line:
                 level = self._levels[where]
                 level.list(tried, max(at, self.keys.finish(tried)) if self.shared else 0.0, level.lanes[tried][0][0])
 
-    def _drop_stale(self, lane: list[tuple[int, str, int]]) -> None:
-        while lane:
-            _, task_id, version = lane[0]
-            entry = self.entries.get(task_id)
-            if entry is not None and entry.stage is Stage.HELD and entry.version == version:
-                return
+    def _drop_stale(self, lane: list[_Place]) -> None:
+        while lane and not self._is_held(lane[0]):
             heappop(lane)
+
+    def _is_held(self, place: _Place) -> bool:
+        """Whether the task waits there still."""
+        _, task_id, version = place
+        entry = self.entries.get(task_id)
+        return entry is not None and entry.stage is Stage.HELD and entry.version == version
 
     def _blocked_until(self, key: str, pool: str, trial: _Trial, now: float) -> float | None:
         """``None``: its next task may pass; else when time alone may change that, infinity where only an event can."""

@@ -350,6 +350,20 @@ def test_pools_without_number_hold_up_no_gate() -> None:
     assert time.process_time() - began < 3
 
 
+def test_tasks_that_come_and_go_behind_one_that_waits_are_forgotten() -> None:
+    gate = Gate(max_running=1)
+    gate.hold("first")
+    for n in range(admission.FORGET_AT * 5):
+        gate.hold(f"t{n}")
+        gate.end(f"t{n}")
+    (level,) = gate.line._levels.values()  # pyright: ignore[reportPrivateUsage]
+    assert len(level.lanes[None]) <= 2 * admission.FORGET_AT
+    gate.hold("second")
+    assert ids(gate.admit()) == ["first"]
+    gate.end("first")
+    assert ids(gate.admit()) == ["second"]
+
+
 def test_keys_that_wait_take_turns_however_many_there_are() -> None:
     gate, keys = Gate(fair=True, max_running=1), 3 * admission.FORGET_AT
     for n in range(2 * keys):  # of each key both at once: the second is older than the first of the next
@@ -418,5 +432,7 @@ def check(line: Line) -> None:
     assert limits.max_running is None or len(holding) <= limits.max_running
     levels = line._levels.values()  # pyright: ignore[reportPrivateUsage]
     assert line._rivals.number == sum(len(level.listed) for level in levels)  # pyright: ignore[reportPrivateUsage]
+    held = Counter((e.where, e.key) for e in line.entries.values() if e.stage is Stage.HELD)
+    assert held == {(where, key): n for where, level in line._levels.items() for key, n in level.held.items()}  # pyright: ignore[reportPrivateUsage]
     per_key = Counter(e.key for e in holding if e.key is not None)
     assert limits.max_running_per_key is None or all(n <= limits.max_running_per_key for n in per_key.values())
