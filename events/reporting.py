@@ -24,8 +24,8 @@ async def publish_report(broker: Broker, task_id: str, attempt: int, source: str
 
 
 async def last_report_at(broker: Broker, task_id: str, attempt: int) -> datetime | None:
-    """When this attempt said something last, by the clock of who wrote it; ``None`` where it never did, or a later one has.
-    Raises ``LogUnavailable``."""
+    """When this attempt said something last, by the broker's clock; ``None`` where it never did, or a later one has. Raises
+    ``LogUnavailable``."""
     try:
         found: RawStreamMsg = await broker.js.get_last_msg(PROGRESS, progress_subject(task_id))
     except NotFoundError:
@@ -33,4 +33,4 @@ async def last_report_at(broker: Broker, task_id: str, attempt: int) -> datetime
     except (APIError, nats.errors.Error, TimeoutError) as error:
         raise LogUnavailable(f"progress cannot be read: {error!r}") from error
     report = decode_report(found.data or b"", progress_subject(task_id))
-    return report.time if report.attempt == attempt else None
+    return found.time if report.attempt == attempt else None

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -340,9 +341,11 @@ async def test_an_http_workers_attempt_is_over_its_time_by_the_brokers_clock(
         assert isinstance((await control.ended(task_id)).data, TimedOut)
 
 
+@pytest.mark.parametrize("wrong_s", [0, -3600], ids=["right clock", "slow clock"])
 async def test_an_http_workers_attempt_that_says_nothing_for_too_long_is_timed_out(
-    control: Control, monkeypatch: pytest.MonkeyPatch
+    control: Control, monkeypatch: pytest.MonkeyPatch, wrong_s: int
 ) -> None:
+    """Also where the clock is wrong of the API that the attempt speaks through."""
     monkeypatch.setattr(module, "PRESENCE_LOOK_S", 0.05)
     monkeypatch.setattr(module, "OVERTIME_S", -0.5)
     worker_id = await register(control, kind="http")
@@ -354,6 +357,9 @@ async def test_an_http_workers_attempt_that_says_nothing_for_too_long_is_timed_o
             await publish_report(control.broker, talks, 1, "test", Progress(1))
             await asyncio.sleep(0.1)
 
+    wrong = timedelta(seconds=wrong_s)
+    clock = SimpleNamespace(now=lambda _: datetime.now(UTC) + wrong, fromisoformat=datetime.fromisoformat)
+    monkeypatch.setattr("eventq.events.report.datetime", clock)
     talking = asyncio.create_task(talk())
     async with watching(control):
         end = await control.ended(mute)
