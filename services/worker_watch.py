@@ -100,6 +100,8 @@ class WorkerWatch:
         self.lost = 0
         self._log = event_log
         self._workers: dict[str, Worker] = {}
+        self._registered: dict[str, float] = {}
+        """When each of them began, in POSIX seconds of the broker's clock."""
         self._held: dict[str, Held] = {}
         self._orphans: set[str] = set()
         """Tasks that may be held by a worker that is gone."""
@@ -121,7 +123,10 @@ class WorkerWatch:
         worker = WORKERS.from_summary(fact.state)
         if worker.status in LIVING:
             self._workers[fact.id] = worker
+            if fact.type == "registered":
+                self._registered[fact.id] = fact.stored_ns / 1e9
         elif self._workers.pop(fact.id, None) is not None:
+            self._registered.pop(fact.id, None)
             self._orphans.update(task_id for task_id, held in self._held.items() if held.worker_id == fact.id)
         if fact.type == "registered":
             for declared in fact.data.get("tasks", ()):
@@ -190,10 +195,12 @@ class WorkerWatch:
                 del self._suspects[worker_id]
 
     async def _judge_silent(self, heartbeats: dict[str, Heartbeat]) -> None:
-        now = datetime.now(UTC)
-        for worker_id, worker in list(self._workers.items()):
-            new = worker.registered_at is not None and now - worker.registered_at < timedelta(seconds=PRESENCE_TTL_S)
-            if worker_id not in heartbeats and not new:
+        silent = [(worker_id, worker) for worker_id, worker in self._workers.items() if worker_id not in heartbeats]
+        if not silent:
+            return
+        now = (await self._log.broker.time()).timestamp()
+        for worker_id, worker in silent:
+            if now - self._registered.get(worker_id, 0.0) >= PRESENCE_TTL_S:  # else it has had no time to say something
                 await self._lose(worker_id, worker, "presence_lapsed")
 
     async def _lose(self, worker_id: str, worker: Worker, evidence: Any) -> bool:

@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 
 from eventq.events.attempt_end import end_attempt
+from eventq.events.broker import Broker
 from eventq.events.commands import StartAttempt
 from eventq.events.ending import end
 from eventq.events.handle import handle, handle_any, read_state
 from eventq.events.ids import new_id
-from eventq.events.presence import Heartbeat, beat, leave
+from eventq.events.presence import Heartbeat, beat, leave, present
 from eventq.events.report import Progress
 from eventq.events.reporting import publish_report
 from eventq.events.retry import RetryPolicy
@@ -233,6 +234,31 @@ async def test_while_the_broker_has_just_come_back_nobody_is_judged(control: Con
         await control.until(lambda: control.status(overdue) is Status.TIMED_OUT, "the watch has looked")
     assert (await worker_state(control, silent)).status is WorkerStatus.ACTIVE
     assert control.status(task_id) is Status.RUNNING
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_new_worker_has_time_to_say_that_it_lives_also_where_this_clock_is_ahead(
+    control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PRESENCE_TTL_S", 600.0)
+    ahead = SimpleNamespace(now=lambda _: datetime.now(UTC) + timedelta(hours=1), fromtimestamp=datetime.fromtimestamp)
+    monkeypatch.setattr(module, "datetime", ahead)
+    worker_id = await register(control)
+    looks = 0
+
+    async def look(broker: Broker) -> dict[str, Heartbeat]:
+        nonlocal looks
+        looks += 1
+        return await present(broker)
+
+    monkeypatch.setattr(module, "present", look)
+    async with watching(control) as watch:
+        for least in (1, 2, 3):
+            watch.wake.set()
+            await eventually(partial(lambda wanted: looks >= wanted, least), what="it has looked")
+        assert (await worker_state(control, worker_id)).status is WorkerStatus.ACTIVE
+        monkeypatch.setattr(module, "PRESENCE_TTL_S", 0.0)
+        await until_status(control, worker_id, WorkerStatus.LOST)
 
 
 async def test_what_a_lost_worker_holds_is_ended_by_who_folds_the_log_next(control: Control) -> None:
