@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
@@ -40,7 +40,7 @@ from eventq.events.timers import Hint, set_timer
 from eventq.events.workflow import DEADLINE, WORKFLOWS, AdvanceWorkflow
 from eventq.events.workflow_events import Definition, WorkflowAdvanced, WorkflowCreated
 from eventq.events.workflow_run import Owner, Plan, PlannedEvent, Run, needed_by, plan, task_of
-from eventq.events.workflow_values import TOO_MUCH, Unresolved
+from eventq.events.workflow_values import TOO_MUCH, Unresolved, Wanted
 from eventq.services.follower import Fact, Follower
 from eventq.services.node_results import Fetched, NodeResults
 from eventq.services.side_by_side import side_by_side
@@ -306,8 +306,9 @@ class Coordinator:
         owner = run.unmade.get(task_id)
         if owner is None or (run.state.ending is not None and not owner.compensation):
             return
-        async with self._takers:
-            submitted, problem = await self._task(run, owner)
+        needed = needed_by(run, owner)
+        async with self._takers if needed else nullcontext():  # what takes nothing waits for none who take
+            submitted, problem = await self._task(run, owner, needed)
         if submitted is None:
             await self._make_void(run, task_id, f"{CANNOT_BE_MADE}: {problem}")
             return
@@ -317,11 +318,10 @@ class Coordinator:
         followed.made.add(task_id)
         failpoint("workflow.after_submit")
 
-    async def _task(self, run: Run, owner: Owner) -> tuple[Submitted | None, str]:
+    async def _task(self, run: Run, owner: Owner, needed: Iterable[Wanted]) -> tuple[Submitted | None, str]:
         """What to submit; or ``None`` and why not, where a result was destroyed since the node was released. What undoes
         work runs without such a result, and says itself what it lacks."""
         fetched = Fetched()
-        needed = needed_by(run, owner)
         await self._results.fetch(run, needed, fetched)
         problem = TOO_MUCH if fetched.full else next(iter(fetched.lost.values()), "")
         try:

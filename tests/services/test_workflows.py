@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -285,6 +286,13 @@ async def test_only_few_hold_results_in_memory_at_once(site: Site, monkeypatch: 
             for workflow_id in ids:
                 await site.until(workflow_id, "COMPLETED")
     assert most == TAKERS_MAX
+
+
+async def test_a_step_that_takes_no_results_waits_for_none_who_do(site: Site) -> None:
+    async with site.coordinator() as coordinator, site.workers(), AsyncExitStack() as all_places:
+        for _ in range(TAKERS_MAX):  # as where the blob store takes its time
+            await all_places.enter_async_context(coordinator._takers)  # pyright: ignore[reportPrivateUsage]
+        await site.until(await site.submit(step("a"), step("b", "a")), "COMPLETED")
 
 
 async def made_of_all(site: Site, workflow_ids: list[str], node: str) -> bool:
