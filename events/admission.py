@@ -122,8 +122,9 @@ class Turns:
         return max(self._now, self.finish(who))
 
     def take(self, who: Hashable, cost: float = 1.0, rivals: float = inf) -> None:
-        """It has had a turn. ``rivals``: how many wanted one, itself included, where ever new ones may come: time then passes
-        with each turn, or all of them would be before the second turn of one who waits."""
+        """It has had a turn. ``rivals``: how many wanted this one, itself included, where ever new ones may come: time then
+        passes with each turn, or all of them would be before the second turn of one who waits. Those of another priority, or
+        for workers of another pool, want another turn: however many they are, they make nobody wait here."""
         start = self.start(who)
         self._finish[who] = start + cost
         self._now = start + cost / rivals
@@ -133,19 +134,11 @@ class Turns:
 
 
 @dataclass(slots=True)
-class _Rivals:
-    """How many keys are listed for a turn, on all levels. Counted as they come and go: each admission asks."""
-
-    number: int = 0
-
-
-@dataclass(slots=True)
 class _Level:
     """The held tasks of one priority and pool. ``lanes``: of each key those that were held, oldest first, of which some may be
     held no more; ``held``: how many are; ``turns``: which key is next, and with which turn; ``listed``: the one turn of each
     key that counts."""
 
-    rivals: _Rivals
     lanes: dict[str | None, list[_Place]] = field(default_factory=dict[str | None, list["_Place"]])
     held: Counter[str | None] = field(default_factory=Counter[str | None])
     turns: list[_Turn] = field(default_factory=list["_Turn"])
@@ -155,7 +148,6 @@ class _Level:
     def list(self, key: str | None, at: float, position: int) -> None:
         """Let the key have this turn, and no other."""
         turn = (at, position, next(self.serials), key)
-        self.rivals.number += key not in self.listed
         self.listed[key] = turn
         heappush(self.turns, turn)
         if len(self.turns) > 2 * len(self.listed) + FORGET_AT:
@@ -172,19 +164,8 @@ class _Level:
         turn = self.first()
         assert turn is not None
         heappop(self.turns)
-        self.unlist(turn[3])
+        del self.listed[turn[3]]
         return turn
-
-    def unlist(self, key: str | None) -> None:
-        """Let the key have no turn."""
-        if self.listed.pop(key, None) is not None:
-            self.rivals.number -= 1
-
-    def unlist_all(self) -> None:
-        """Let no key have a turn."""
-        self.rivals.number -= len(self.listed)
-        self.listed.clear()
-        self.turns.clear()
 
 
 class _Trial:
@@ -217,7 +198,6 @@ class Line:
         self.priorities = Turns()
         self.keys = Turns()
         self._levels: dict[_Where, _Level] = {}
-        self._rivals = _Rivals()
         self._holders_of: Counter[str] = Counter()
         self._waiting_of: Counter[tuple[str, str]] = Counter()
         """Of each key in each pool: workers of one may be away, and those of another not."""
@@ -297,7 +277,8 @@ class Line:
             if rate_per_key is not None and key is not None:
                 self._arrivals[key] = gcra.charge(rate_per_key, self._arrivals.get(key, gcra.NEVER), at)
             entry = self.entries.get(admission.task_id)
-            self.keys.take(key, rivals=max(1, self._rivals.number))
+            level = None if entry is None else self._levels.get(entry.where)
+            self.keys.take(key, rivals=max(1, 0 if level is None else len(level.listed)))
             if entry is not None and entry.stage is Stage.HELD and entry.version == admission.version:
                 self.priorities.take(entry.priority, _cost(entry.priority))
                 admitted = replace(entry, stage=Stage.ADMITTED, key=key, gated=True)
@@ -319,7 +300,7 @@ class Line:
             self._unpark(entry.key)
 
     def _put(self, task_id: str, entry: Entry) -> None:
-        level = self._levels.setdefault(entry.where, _Level(self._rivals))
+        level = self._levels.setdefault(entry.where, _Level())
         lane = level.lanes.setdefault(entry.key, [])
         heappush(lane, (entry.position, task_id, entry.version))
         level.held[entry.key] += 1
@@ -336,7 +317,7 @@ class Line:
         if not level.held[left.key]:
             del level.held[left.key]
             level.lanes.pop(left.key, None)
-            level.unlist(left.key)
+            level.listed.pop(left.key, None)
 
     def _list(self, level: _Level, key: str | None, turns: Turns) -> None:
         """Put the key where its turn is."""
@@ -348,7 +329,8 @@ class Line:
         self._parked.clear()
         self._due.clear()
         for level in self._levels.values():
-            level.unlist_all()
+            level.turns.clear()
+            level.listed.clear()
             for key in level.lanes:
                 self._list(level, key, self.keys)
 
@@ -438,7 +420,7 @@ class Line:
         trial.chosen.append((task_id, self.entries[task_id]))
         trial.of_pool[pool] += 1
         trial.priorities.take(priority, _cost(priority))
-        trial.keys.take(key, rivals=1 + self._rivals.number)  # its own turn is off the list
+        trial.keys.take(key, rivals=1 + len(level.listed))  # its own turn is off the list
         if key is not None:
             trial.of_key[key] += 1
             trial.of_key_in[key, pool] += 1

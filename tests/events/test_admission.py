@@ -328,6 +328,25 @@ def test_ever_new_keys_neither_starve_one_that_waits_nor_are_remembered() -> Non
     assert sum(len(level.lanes) for level in line._levels.values()) == waiting  # pyright: ignore[reportPrivateUsage]
 
 
+@pytest.mark.parametrize(("pool", "priority"), [("gpu", 5), ("cpu", 0)], ids=["pool whose workers are away", "low priority"])
+def test_keys_that_wait_elsewhere_starve_none_that_waits_among_ever_new_ones(pool: str, priority: int) -> None:
+    gate = Gate(fair=True, max_running=FAIR_WINDOW + 1)
+    for n in range(5_000):
+        gate.hold(f"e{n}", f"e{n}", priority, pool=pool)
+    if pool == "gpu":
+        gate.admit()
+    gate.hold_many(1_000, "steady")
+    admitted: Counter[str | None] = Counter()
+    for n in range(3_000):
+        gate.hold(f"t{n}", f"k{n}")
+        picks = gate.line.choose(NOW, 1)
+        gate.stored(picks)
+        for pick in picks:
+            admitted[pick.entry.key] += 1
+            gate.end(pick.task_id)
+    assert admitted["steady"] > 10
+
+
 def test_keys_without_number_are_folded_in_no_time() -> None:
     """Given as many keys as tasks, as where a task's key is a user's id, when their admissions are folded, then each costs no
     more than the first: a gate that starts folds all there ever were."""
@@ -430,8 +449,6 @@ def check(line: Line) -> None:
     limits = line.limits
     assert line.holders == len(holding)
     assert limits.max_running is None or len(holding) <= limits.max_running
-    levels = line._levels.values()  # pyright: ignore[reportPrivateUsage]
-    assert line._rivals.number == sum(len(level.listed) for level in levels)  # pyright: ignore[reportPrivateUsage]
     held = Counter((e.where, e.key) for e in line.entries.values() if e.stage is Stage.HELD)
     assert held == {(where, key): n for where, level in line._levels.items() for key, n in level.held.items()}  # pyright: ignore[reportPrivateUsage]
     per_key = Counter(e.key for e in holding if e.key is not None)
