@@ -307,8 +307,11 @@ class Line:
         if len(lane) > 2 * level.held[entry.key] + FORGET_AT:  # behind one that waits long many came and went
             lane[:] = sorted(filter(self._is_held, lane))
         parked = entry.key is not None and entry.where in self._parked.get(entry.key, ())
-        if entry.key not in level.listed and not parked:
+        turn = level.listed.get(entry.key)
+        if turn is None and not parked:
             self._list(level, entry.key, self.keys)
+        elif turn is not None and entry.position < turn[1]:  # it has been in line for longer than those of this key
+            level.list(entry.key, turn[0], entry.position)
 
     def _tidy(self, left: Entry) -> None:
         """Forget the lane that this task was the last of."""

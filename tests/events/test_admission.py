@@ -128,6 +128,14 @@ def test_a_task_whose_key_is_changed_keeps_its_place() -> None:
     assert ids(gate.admit()) == ["first", "second"]
 
 
+def test_a_task_whose_key_is_changed_keeps_its_place_before_younger_ones_of_that_key() -> None:
+    gate = Gate(max_running=3)
+    for task_id, key in [("x", "a"), ("y", "b"), ("z", "c")]:
+        gate.hold(task_id, key)
+    gate.hold("x", "c", version=2)
+    assert ids(gate.admit()) == ["x", "y", "z"]
+
+
 def test_limits_of_each_key_do_not_hold_up_others() -> None:
     gate = Gate(max_running_per_key=1)
     gate.hold_many(100, "greedy")
