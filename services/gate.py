@@ -31,7 +31,7 @@ from eventq.events.handle import handle, handle_any
 from eventq.events.log import EventLog
 from eventq.events.queue import QUEUES, AdmitTasks
 from eventq.events.queue_events import Admission
-from eventq.events.task import Status, Task, from_summary
+from eventq.events.task import Status, from_summary
 from eventq.services.follower import Fact, Follower
 
 log = structlog.get_logger("eventq.gate")
@@ -190,9 +190,11 @@ class Gate:
 
     async def _complete(self, line: Line) -> None:
         """What an admission led to, where whoever admitted did not live to see it."""
-        late = time.monotonic() - OWED_PATIENCE_S
+        now = time.monotonic()
+        late = now - OWED_PATIENCE_S
         owed = [Pick(t, entry) for t, entry in line.owed.items() if self._owed_since.get(t, late) <= late]
         if owed:
+            self._owed_since |= {pick.task_id: now for pick in owed}  # what comes of it is waited for as long
             await self._queue(owed)
             log.info("gate.completed", tasks=len(owed))
 
@@ -216,15 +218,18 @@ class Gate:
 
     async def _queue_one(self, pick: Pick) -> None:
         entry = pick.entry
-        known = None if entry.state is None else from_summary(entry.state)
-        await self._command(pick.task_id, AdmitTask(entry.version), known)
+        await self._command(pick.task_id, AdmitTask(entry.version), entry.state)
         failpoint("gate.after_queued")
 
-    async def _command(self, task_id: str, command: Command, known: Task | None = None) -> None:
+    async def _command(self, task_id: str, command: Command, state: dict[str, Any] | None = None) -> None:
+        """``state``: the task as it was last seen, if it is remembered."""
         try:
+            known = None if state is None else from_summary(state)
             await handle(self._log, task_id, command, source=SOURCE, task=known)
         except (Conflict, TaskNotFound):
             return  # it was started, cancelled, changed or paused meanwhile: the log has it
+        except Damaged as error:
+            log.warning("gate.unreadable", task_id=task_id, error=error.detail)  # a newer program will let it pass
 
 
 def _entry(fact: Fact) -> Entry | None:

@@ -13,17 +13,20 @@ from types import SimpleNamespace
 
 import nats.errors
 import pytest
+from structlog.testing import capture_logs
 
 from eventq.events import admission
 from eventq.events.commands import AdmitTask, CancelTask, CompleteAttempt, ExpireLease, FailAttempt, PromoteTask, StartAttempt
 from eventq.events.data import ErrorInfo
+from eventq.events.envelope import encode, next_event
 from eventq.events.errors import Conflict
 from eventq.events.handle import handle, handle_any, read_state
+from eventq.events.ids import new_id
 from eventq.events.queue import QUEUES, AdmitTasks, ConfigureQueue
 from eventq.events.queue_events import Admission, QueueAdmitted, QueueLimits
 from eventq.events.subjects import EVENTS, Route, work_consumer
-from eventq.events.task import Status
-from eventq.events.task_events import Queued
+from eventq.events.task import ABSENT, TASKS, Status
+from eventq.events.task_events import Queued, Submitted
 from eventq.services import gate as module
 from eventq.services.follower import Follower
 from eventq.services.reconciler import Reconciler
@@ -203,6 +206,23 @@ async def test_a_gate_whose_clock_is_set_back_an_hour_goes_on(floor: Floor, monk
         with suppress(Conflict):  # the gate may have been quicker
             await handle_any(floor.log, QUEUES, ROUTE.queue, AdmitTasks(queue.version, tasks), source="gate")
         await eventually(lambda: _ready(floor, task_id), what="what another gate admitted and did not queue is completed")
+
+
+async def test_a_task_that_only_a_newer_program_can_read_is_left_to_it(floor: Floor) -> None:
+    """It keeps the slot that it was admitted to; those beside it pass all the same."""
+    await floor.configure(max_running=2)
+    held = Submitted(task_name="x", pool=ROUTE.pool, queue=ROUTE.queue, priority=ROUTE.priority, max_retries=0, gated=True)
+    event, _ = next_event(TASKS, new_id(), ABSENT, held, source="test", at=datetime.now(UTC))
+    newer = event._replace(state=event.state | {"colour": "red"})
+    await floor.broker.js.publish(newer.subject, encode(newer))
+    task_ids = await floor.submit(3)
+    async with floor.gate(), floor.hands(1) as done:
+        await eventually(lambda: set(task_ids) <= set(done), what="the others are done")
+        with capture_logs() as told:
+            await asyncio.sleep(2 * module.OWED_PATIENCE_S)
+            more = await floor.submit()
+            await eventually(lambda: set(more) <= set(done), what="one that came later is done")
+        assert 1 <= [entry["event"] for entry in told].count("gate.unreadable") <= 5, "it is tried again, and not all the time"
 
 
 async def test_one_task_beside_ten_thousand_of_another_tenant_is_admitted_next(floor: Floor) -> None:
