@@ -218,11 +218,12 @@ async def test_a_task_that_only_a_newer_program_can_read_is_left_to_it(floor: Fl
     task_ids = await floor.submit(3)
     async with floor.gate(), floor.hands(1) as done:
         await eventually(lambda: set(task_ids) <= set(done), what="the others are done")
+        began = time.monotonic()
         with capture_logs() as told:
-            await asyncio.sleep(2 * module.OWED_PATIENCE_S)
-            more = await floor.submit()
-            await eventually(lambda: set(more) <= set(done), what="one that came later is done")
-        assert 1 <= [entry["event"] for entry in told].count("gate.unreadable") <= 5, "it is tried again, and not all the time"
+            await eventually(lambda: [entry["event"] for entry in told].count("gate.unreadable") >= 3, what="it is tried again")
+        assert time.monotonic() - began > module.OWED_PATIENCE_S, "but not all the time"
+        more = await floor.submit()
+        await eventually(lambda: set(more) <= set(done), what="one that came later is done")
 
 
 async def test_one_task_beside_ten_thousand_of_another_tenant_is_admitted_next(floor: Floor) -> None:
