@@ -4,13 +4,13 @@ The event comes first and the deletions follow, done by whoever wrote the event 
 there; so a crash in between leaves nothing behind for good. All deletions may be done again. Of an erased task the message of
 its first event goes last: while that is there, something may be left.
 
-A scheduler also gives up results whose time is over, from what the log says of when each task finished.
+A scheduler also gives up results whose time is over, from what the log says of when each task finished. All times are those of
+the broker's clock, which stamped the events: what a wrong clock here would give up early is lost.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 
 import nats.errors
@@ -50,7 +50,7 @@ SILENCE_S = 5.0
 """Messages that the broker said it has and does not send for so long were deleted meanwhile."""
 
 RECENT_S = 7 * 24 * 3600.0
-"""Deletions of tasks that were cleaned up longer ago are taken to be done when a scheduler starts."""
+"""Deletions of tasks that were cleaned up so long before the last one are taken to be done when a scheduler starts."""
 
 InUse = Callable[[Sequence[str]], Awaitable[Collection[str]]]
 """Which of these blobs hold arguments of others than the task that is erased."""
@@ -217,8 +217,8 @@ class Disposal:
             self._erased[fact.id] = stored_at
         elif fact.type == "cleaned":
             self._expiring.pop(fact.id, None)
-            if time.time() - stored_at < RECENT_S:
-                self._cleaned[fact.id] = stored_at
+            self._cleaned[fact.id] = stored_at
+            _forget_before(self._cleaned, stored_at - RECENT_S)
         elif (ttl_s := fact.state.get("result_ttl_s")) is not None and fact.state["status"] in TERMINAL:
             self._expiring[fact.id] = stored_at + ttl_s
 
@@ -236,22 +236,16 @@ class Disposal:
 
     async def act(self) -> None:
         """Do what is due, whatever becomes of the others. Raises what kept it from something; that is done again."""
-        now = time.time()
+        if not (self._cleaned or self._erased or self._expiring):
+            return
+        now = (await self._log.broker.time()).timestamp()
         cleaned = [task_id for task_id, at in self._cleaned.items() if at + PATIENCE_S <= now]
         erased = [task_id for task_id, at in self._erased.items() if at + PATIENCE_S <= now]
         failures = await side_by_side(erased, self._complete_erasure)
         failures += await side_by_side(cleaned, self._complete_clean_up)
-        failures += await side_by_side(await self._over(), self._expire)
+        failures += await side_by_side([task_id for task_id, at in self._expiring.items() if at <= now], self._expire)
         if failures:
             raise failures[0][1]
-
-    async def _over(self) -> list[str]:
-        """Whose results are to be given up: by the broker's clock, which stamped their end. What a wrong clock here would give
-        up early is lost."""
-        if not self._expiring:
-            return []
-        now = (await self._log.broker.time()).timestamp()
-        return [task_id for task_id, at in self._expiring.items() if at <= now]
 
     async def _complete_erasure(self, task_id: str) -> None:
         if await self._log.at("tasks", task_id, 1) is not None:
@@ -270,3 +264,9 @@ class Disposal:
         except (Conflict, TaskNotFound):
             pass  # somebody was first
         self._expiring.pop(task_id, None)
+
+
+def _forget_before(stored: dict[str, float], at: float) -> None:
+    """Forget those, in order of their time, that were stored earlier."""
+    while (first := next(iter(stored), None)) is not None and stored[first] < at:
+        del stored[first]

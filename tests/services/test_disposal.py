@@ -338,9 +338,12 @@ async def test_a_hole_that_no_erasure_accounts_for_still_halts_the_projection(ba
     assert str(position) in answer["detail"]
 
 
+@pytest.mark.parametrize("clock_is_off_by_s", [0.0, -7200.0])
 async def test_a_scheduler_completes_what_a_killed_server_left(
-    backend: Backend, own_nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+    backend: Backend, own_nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch, clock_is_off_by_s: float
 ) -> None:
+    right_time = time.time
+    monkeypatch.setattr(time, "time", lambda: right_time() + clock_is_off_by_s)
     task_id = await secret_task(backend)
 
     async def dies(*_: Any) -> None:
@@ -417,7 +420,7 @@ async def test_a_result_is_given_up_when_its_time_is_over_and_not_before(
     backend: Backend, monkeypatch: pytest.MonkeyPatch, clock_is_off_by_s: float
 ) -> None:
     right_time = time.time
-    monkeypatch.setattr("eventq.services.disposal.time.time", lambda: right_time() + clock_is_off_by_s)
+    monkeypatch.setattr(time, "time", lambda: right_time() + clock_is_off_by_s)
     short = (await backend.submit(result_ttl_seconds=0.2))["task_id"]
     long = (await backend.submit(result_ttl_seconds=3600))["task_id"]
     unfinished = (await backend.submit(result_ttl_seconds=0.2))["task_id"]
