@@ -126,7 +126,7 @@ class Failed(EventData):
 
     error: ErrorInfo
     reason: Literal["attempts_exhausted", "not_retryable", "poison"]
-    evidence: list[LostAttempt] = Field(default_factory=list)
+    evidence: list[LostAttempt] = Field(default_factory=list[LostAttempt])
 
 
 class TimedOut(EventData):

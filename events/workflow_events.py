@@ -37,7 +37,7 @@ class Node(EventData):
     task: Submitted | None = None
     compensate: Submitted | None = None
     signal: str | None = None
-    when: list[Condition] = Field(default_factory=list)
+    when: list[Condition] = Field(default_factory=list[Condition])
     run_if: RunIf = "all_succeeded"
     on_failure: OnFailure = "fail"
     timeout_s: float | None = None
@@ -94,13 +94,13 @@ class WorkflowAdvanced(EventData):
     that now wait for somebody; ``compensating``: completed nodes whose work is now undone; ``compensated``: how that went.
     ``ending``: the workflow stops and will end so, because of the node ``because``; ``compensate``: and undoes its work."""
 
-    finished: list[NodeEnd] = Field(default_factory=list)
-    skipped: list[NodeSkip] = Field(default_factory=list)
+    finished: list[NodeEnd] = Field(default_factory=list[NodeEnd])
+    skipped: list[NodeSkip] = Field(default_factory=list[NodeSkip])
     released: list[str] = Field(default_factory=list)
     waiting: list[str] = Field(default_factory=list)
     approvals: list[str] = Field(default_factory=list)
     compensating: list[str] = Field(default_factory=list)
-    compensated: list[NodeEnd] = Field(default_factory=list)
+    compensated: list[NodeEnd] = Field(default_factory=list[NodeEnd])
     ending: Literal["FAILED"] | None = None
     because: str | None = None
     compensate: bool = False

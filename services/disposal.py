@@ -89,8 +89,10 @@ async def erase(
     if task.version == 0:
         raise TaskNotFound(task_id)
     decide(EraseTask(requested_by, reason, ()), task)  # refuses before anything is read
+    history: list[Stored] = []
     try:
-        history = [] if task.erased else await _history(log_, task_id, task.version)
+        if not task.erased:
+            history = await _history(log_, task_id, task.version)
     except TaskErased:  # by somebody else, since it was read
         task = await read_task(log_, task_id, fresh=True)
         if not task.erased:

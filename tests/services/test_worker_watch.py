@@ -241,7 +241,11 @@ async def test_a_new_worker_has_time_to_say_that_it_lives_also_where_this_clock_
     control: Control, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "PRESENCE_TTL_S", 600.0)
-    ahead = SimpleNamespace(now=lambda _: datetime.now(UTC) + timedelta(hours=1), fromtimestamp=datetime.fromtimestamp)
+
+    def an_hour_ahead(_: object) -> datetime:
+        return datetime.now(UTC) + timedelta(hours=1)
+
+    ahead = SimpleNamespace(now=an_hour_ahead, fromtimestamp=datetime.fromtimestamp)
     monkeypatch.setattr(module, "datetime", ahead)
     worker_id = await register(control)
     looks = 0
@@ -251,11 +255,14 @@ async def test_a_new_worker_has_time_to_say_that_it_lives_also_where_this_clock_
         looks += 1
         return await present(broker)
 
+    def looked(least: int) -> bool:
+        return looks >= least
+
     monkeypatch.setattr(module, "present", look)
     async with watching(control) as watch:
         for least in (1, 2, 3):
             watch.wake.set()
-            await eventually(partial(lambda wanted: looks >= wanted, least), what="it has looked")
+            await eventually(partial(looked, least), what="it has looked")
         assert (await worker_state(control, worker_id)).status is WorkerStatus.ACTIVE
         monkeypatch.setattr(module, "PRESENCE_TTL_S", 0.0)
         await until_status(control, worker_id, WorkerStatus.LOST)
@@ -357,11 +364,14 @@ async def test_an_http_workers_attempt_is_over_its_time_by_the_brokers_clock(
         asked += 1
         return await right() - timedelta(seconds=behind_s)
 
+    def was_asked(least: int) -> bool:
+        return asked >= least
+
     monkeypatch.setattr(control.broker, "time", behind)
     async with watching(control) as watch:
         for looks in (1, 2, 3):
             watch.wake.set()
-            await eventually(partial(lambda least: asked >= least, looks), what="it has looked")
+            await eventually(partial(was_asked, looks), what="it has looked")
         assert control.status(task_id) is Status.RUNNING
         behind_s = 0.0
         assert isinstance((await control.ended(task_id)).data, TimedOut)
@@ -383,8 +393,10 @@ async def test_an_http_workers_attempt_that_says_nothing_for_too_long_is_timed_o
             await publish_report(control.broker, talks, 1, "test", Progress(1))
             await asyncio.sleep(0.1)
 
-    wrong = timedelta(seconds=wrong_s)
-    clock = SimpleNamespace(now=lambda _: datetime.now(UTC) + wrong, fromisoformat=datetime.fromisoformat)
+    def wrong_time(_: object) -> datetime:
+        return datetime.now(UTC) + timedelta(seconds=wrong_s)
+
+    clock = SimpleNamespace(now=wrong_time, fromisoformat=datetime.fromisoformat)
     monkeypatch.setattr("eventq.events.report.datetime", clock)
     talking = asyncio.create_task(talk())
     async with watching(control):

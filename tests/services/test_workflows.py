@@ -243,7 +243,14 @@ async def test_a_node_that_takes_too_much_fails_and_others_beside_it_take_what_t
 async def test_a_node_that_takes_too_much_keeps_nobody_from_the_results_that_it_wanted(site: Site) -> None:
     large = await site.backend.api.blobs.put_async(orjson.dumps("x" * 15 * 1024 * 1024), media_type="application/json")
     sources, modest = [f"r{number}" for number in range(5)], [f"m{number}" for number in range(5)]
-    site.code |= dict.fromkeys(sources, lambda _: large) | dict.fromkeys(modest, lambda _: "ran")
+
+    def give_much(_: Submitted) -> Any:
+        return large
+
+    def give_little(_: Submitted) -> Any:
+        return "ran"
+
+    site.code |= dict.fromkeys(sources, give_much) | dict.fromkeys(modest, give_little)
     takers = [
         step("greedy", *sources, task_kwargs={"message": [{"$from": each} for each in sources]}, on_failure="continue"),
         *(
