@@ -184,10 +184,10 @@ class _File:
 
     def rollback(self) -> None:
         """Undo the transaction. Appenders may hold rows of it still, which would come to the next one: they are dropped."""
-        for appender in self._appenders.values():
-            appender.clear()
         with suppress(duckdb.Error):
             self.connection.rollback()
+        for appender in self._appenders.values():
+            appender.clear()
 
     def close(self) -> None:
         with suppress(duckdb.Error):

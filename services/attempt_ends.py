@@ -13,7 +13,7 @@ from eventq.events.task_events import Submitted, Updated
 
 async def submission_of(log: EventLog, task_id: str, task: Task) -> Submitted:
     """The submission that holds. Raises ``LogDamaged`` where the log has none, ``LogUnavailable``."""
-    stored = await log.at("tasks", task_id, task.spec)
+    stored = await log.settled("tasks", task_id, task.spec)
     match None if stored is None else stored.event.data:
         case Submitted() as submitted:
             return submitted

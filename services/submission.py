@@ -235,7 +235,7 @@ async def declaration_of(api: Api, task_name: str) -> TaskDeclaration:
 
 async def specification(api: Api, task_id: str, task: Task) -> Submitted:
     """The submission that holds for the task. Raises ``TaskErased`` where it was destroyed."""
-    stored = await api.log.at("tasks", task_id, task.spec)
+    stored = await api.log.settled("tasks", task_id, task.spec)
     match None if stored is None else stored.event.data:
         case Submitted() as submitted:
             return submitted

@@ -143,6 +143,21 @@ async def test_nothing_is_taken_for_done_because_a_replica_is_behind(log: EventL
     assert (admitted.state.version, admitted.state.ready) == (3, 3)
 
 
+async def test_a_settled_version_is_found_although_a_replica_is_behind(log: EventLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    await given_task(log, "t", SUBMIT)
+    get, asked = log._get, list[bool]()  # pyright: ignore[reportPrivateUsage]
+
+    async def lagging(subject: str, *, fresh: bool) -> Stored | None:
+        asked.append(fresh)
+        return await get(subject, fresh=True) if fresh else None
+
+    assert await log.settled("tasks", "t", 1) == await log.at("tasks", "t", 1)
+    monkeypatch.setattr(log, "_get", lagging)
+    assert await log.settled("tasks", "t", 1) == await get("tasks.t.1.>", fresh=True)
+    assert asked == [False, True]
+    assert await log.settled("tasks", "t", 2) is None
+
+
 async def test_a_history_whose_first_event_was_deleted_does_not_begin_again(log: EventLog) -> None:
     await given_task(log, "t1", SUBMIT, START, COMPLETE)
     await log.broker.js.delete_msg(EVENTS, 1)
