@@ -16,12 +16,13 @@ import aiohttp
 
 from bench.http_connection import HttpConnection
 from bench.until import until
-from eventq.events.appender import PipelinedAppender, Refused
+from eventq.events.appender import PipelinedAppender
 from eventq.events.broker import Broker
 from eventq.events.commands import StartAttempt, SubmitTask
 from eventq.events.envelope import encode, next_event
 from eventq.events.handle import handle
 from eventq.events.ids import new_id
+from eventq.events.ingest import Outgoing, Refused
 from eventq.events.log import EventLog
 from eventq.events.subjects import version_check
 from eventq.events.task import ABSENT, TASKS, decide
@@ -93,7 +94,7 @@ async def append(url: str, count: int, in_flight: int) -> Found:
             aggregate_id = new_id()
             subject, check = f"system.{aggregate_id}.1.bench", version_check("system", aggregate_id, 1)
             with suppress(Refused):  # sent twice, because the answer took long: the id is ours alone
-                await appender.append(subject, payload, check)
+                await appender.append(Outgoing(subject, payload, check))
 
         began, cpu_began = time.perf_counter(), time.process_time()
         await _repeat(one, count, in_flight)

@@ -2,12 +2,14 @@
 
 :class:`PipelinedAppender` keeps one fast-ingest batch open as a long-lived pipe: messages stream in without waiting for
 each other and the broker answers every one (flow 1, ``gap ok``). It is several times cheaper than publishing one by one.
+Many that come together are sent as a batch of their own (``group.py``), which costs less still.
 :class:`PlainAppender` publishes one by one and is the fallback where the broker refuses another open batch.
 
 The contract (``tests/events/test_append_contract.py`` holds both to it): ``append`` returns only after the broker said that
 this very event is stored. It raises :class:`Refused` when the version is taken, which may be by the event itself, sent
 twice: the caller reads back (``EventLog.append`` does). It raises ``LogFull`` when nothing was stored for lack of space, and
 ``LogUnavailable`` when no answer came in time and the outcome is unknown. An unanswered append is never called done.
+``append_all`` answers for each message what ``append`` would raise.
 
 What ends a batch: ten idle seconds, a reconnect, a new leader. The pipe is then opened anew under another id and all that
 is unanswered is sent again, in order. The version check makes that safe: what had been stored is refused and read back.
@@ -19,6 +21,7 @@ import asyncio
 import secrets
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -31,7 +34,9 @@ from nats.aio.subscription import Subscription
 from nats.js.errors import APIError, NoStreamResponseError
 
 from eventq.events.broker import Broker
-from eventq.events.errors import LogFull, LogUnavailable
+from eventq.events.errors import LogUnavailable
+from eventq.events.group import Group
+from eventq.events.ingest import ADD, BATCH_REFUSED, BATCH_UNKNOWN, OPEN, Outgoing, error_of, reply_subject
 from eventq.events.subjects import EVENTS
 
 log = structlog.get_logger("eventq.appender")
@@ -46,27 +51,18 @@ they come, what waits longer than this waits for a slow disk, and sending it aga
 IDLE_S = 7.0
 """The broker forgets a batch after ten idle seconds; past this age a new one is opened before anything is lost in it."""
 
+GROUP_MIN = 8
+"""Fewer messages that come together go through the pipe: a batch of their own costs two answers."""
+
 PLAIN_TIMEOUT_S = 2.0
 WATCH_S = 0.25
-
-WRONG_LAST_SEQUENCE = frozenset({10071, 10164})
-STORE_FULL = frozenset({10077, 10047, 10023})
-BATCH_UNKNOWN = 10208
-BATCH_REFUSED = frozenset({10205, 10206, 10210, 10211})
-"""Fast ingest is off for the stream, or too many batches are open."""
-
-
-class Refused(Exception):
-    """The version is taken. By whom is for the caller to read."""
 
 
 @dataclass(slots=True)
 class Entry:
     """One event on its way: ready to be sent again without being encoded again."""
 
-    subject: str
-    payload: bytes
-    check: dict[str, str]
+    message: Outgoing
     answer: asyncio.Future[int | None]
     first_sent: float
     sent: float
@@ -75,21 +71,17 @@ class Entry:
 class Appender(Protocol):
     """What both ways of appending promise; see the module's docstring for the errors."""
 
-    async def append(self, subject: str, payload: bytes, check: dict[str, str]) -> int | None:
-        """Store one message if ``check`` (the version headers) holds. Answers its position where the path tells it."""
+    async def append(self, message: Outgoing) -> int | None:
+        """Store one message if its check holds. Answers its position where the path tells it."""
+        ...
+
+    async def append_all(self, messages: Sequence[Outgoing]) -> list[BaseException | None]:
+        """Store many that do not depend on each other. Answers, of each, why it is not known to be stored."""
         ...
 
     async def close(self) -> None:
         """Stop. What is unanswered raises ``LogUnavailable`` in its caller."""
         ...
-
-
-def _error_of(code: int, description: str) -> Exception:
-    if code in WRONG_LAST_SEQUENCE:
-        return Refused()
-    if code in STORE_FULL:
-        return LogFull(f"the event log is full and refuses new events: {description}")
-    return LogUnavailable(f"the broker refused the event: {description}", broker_code=code)
 
 
 class PlainAppender:
@@ -98,16 +90,16 @@ class PlainAppender:
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
 
-    async def append(self, subject: str, payload: bytes, check: dict[str, str]) -> int | None:
+    async def append(self, message: Outgoing) -> int | None:
         """See :class:`Appender`."""
         deadline = time.monotonic() + ANSWER_TIMEOUT_S
         while True:
             try:
                 ack = await self._broker.js.publish(
-                    subject, payload, headers=dict(check), stream=EVENTS, timeout=PLAIN_TIMEOUT_S
+                    message.subject, message.payload, headers=dict(message.check), stream=EVENTS, timeout=PLAIN_TIMEOUT_S
                 )
             except APIError as error:
-                raise _error_of(error.err_code or 0, error.description or str(error)) from error
+                raise error_of(error.err_code or 0, error.description or str(error)) from error
             except (TimeoutError, NoStreamResponseError, nats.errors.Error) as error:
                 # Outcome unknown. Sending again is safe: if the first landed, this one is refused and read back.
                 if time.monotonic() > deadline or self._broker.nc.is_closed:
@@ -115,6 +107,10 @@ class PlainAppender:
                 await asyncio.sleep(WATCH_S)
             else:
                 return ack.seq
+
+    async def append_all(self, messages: Sequence[Outgoing]) -> list[BaseException | None]:
+        """See :class:`Appender`."""
+        return await _one_by_one(self, messages)
 
     async def close(self) -> None:
         """Nothing is held."""
@@ -132,6 +128,7 @@ class PipelinedAppender:
         self._plain = PlainAppender(broker)
         self._refused_until = 0.0
         self._waiting: OrderedDict[int, Entry] = OrderedDict()
+        self._groups: dict[str, Group] = {}
         self._inbox = broker.nc.new_inbox()
         self._batch = ""
         self._given_up = False
@@ -151,20 +148,38 @@ class PipelinedAppender:
         )
         self._new_batch()
         self._watchdog = asyncio.create_task(self._watch(), name="appender-watchdog")
-        self._broker.on_reconnect.append(self._reopen)
+        self._broker.on_reconnect.append(self._on_reconnect)
 
-    async def append(self, subject: str, payload: bytes, check: dict[str, str]) -> int | None:
+    async def append(self, message: Outgoing) -> int | None:
         """See :class:`Appender`."""
         if self._closed:
             raise LogUnavailable("the appender is closed: nothing was sent")
         if time.monotonic() < self._refused_until:
-            return await self._plain.append(subject, payload, check)
+            return await self._plain.append(message)
         now = time.monotonic()
         if not self._waiting and now - self._last_sent > IDLE_S:
             self._new_batch()
-        entry = Entry(subject, payload, check, asyncio.get_running_loop().create_future(), now, now)
+        entry = Entry(message, asyncio.get_running_loop().create_future(), now, now)
         await self._send(entry)
         return await entry.answer
+
+    async def append_all(self, messages: Sequence[Outgoing]) -> list[BaseException | None]:
+        """See :class:`Appender`."""
+        if len(messages) < GROUP_MIN or time.monotonic() < self._refused_until or self._closed:
+            return await _one_by_one(self, messages)
+        group = Group(messages)
+        self._groups[group.batch] = group
+        try:
+            await group.send(self._broker.nc, self._inbox)
+            settled = await group.settled(STALL_S)
+        finally:
+            del self._groups[group.batch]
+        outcomes: list[BaseException | None] = [group.errors.get(number) for number in range(1, len(messages) + 1)]
+        if not settled:  # how far it came nobody knows: what was stored is refused now, and read back
+            left = [number for number, outcome in enumerate(outcomes) if outcome is None]
+            for number, outcome in zip(left, await _one_by_one(self, [messages[n] for n in left]), strict=True):
+                outcomes[number] = outcome
+        return outcomes
 
     async def close(self) -> None:
         """See :class:`Appender`. Safe to call twice."""
@@ -172,13 +187,14 @@ class PipelinedAppender:
         if self._watchdog is not None:
             self._watchdog.cancel()
             self._watchdog = None
-            self._broker.on_reconnect.remove(self._reopen)
+            self._broker.on_reconnect.remove(self._on_reconnect)
         if self._reopening is not None:
             await self._reopening  # it holds entries that do not wait for an answer yet
         subscription, self._subscription = self._subscription, None
         if subscription is not None and not self._broker.nc.is_closed:
             await subscription.unsubscribe()
         self._settle_all(LogUnavailable("the appender was closed before the broker answered"))
+        self._give_up_groups()
 
     def _new_batch(self) -> None:
         self._batch = secrets.token_hex(8)
@@ -188,12 +204,12 @@ class PipelinedAppender:
     async def _send(self, entry: Entry) -> None:
         """Number the entry and hand it to the client. Nothing may be awaited before the client has it: order is identity."""
         self._sequence += 1
-        operation = 0 if self._sequence == 1 else 1
+        operation = OPEN if self._sequence == 1 else ADD
         self._waiting[self._sequence] = entry
         self._last_sent = entry.sent = time.monotonic()
-        reply = f"{self._inbox}.{self._batch}.1.ok.{self._sequence}.{operation}.$FI"
+        reply = reply_subject(self._inbox, self._batch, 1, self._sequence, operation)
         try:
-            await self._broker.nc.publish(entry.subject, entry.payload, reply, headers=entry.check)
+            await self._broker.nc.publish(entry.message.subject, entry.message.payload, reply, headers=entry.message.check)
         except nats.errors.ConnectionClosedError:
             self._settle_all(LogUnavailable("the connection to the broker is closed"))
         except nats.errors.Error:
@@ -201,6 +217,9 @@ class PipelinedAppender:
 
     async def _on_answer(self, message: Msg) -> None:
         batch = message.subject.split(".")[2]
+        if (group := self._groups.get(batch)) is not None:
+            group.take(message.data)
+            return
         if batch != self._batch or self._given_up:
             return  # of a batch that was given up; what it held is sent again
         if not message.data:
@@ -230,7 +249,15 @@ class PipelinedAppender:
         elif code in BATCH_REFUSED:
             await self._fall_back(error.get("description", ""))
         elif (entry := self._waiting.pop(int(answer.get("seq", 0)), None)) is not None and not entry.answer.done():
-            entry.answer.set_exception(_error_of(code, error.get("description", "")))
+            entry.answer.set_exception(error_of(code, error.get("description", "")))
+
+    def _on_reconnect(self) -> None:
+        self._give_up_groups()
+        self._reopen()
+
+    def _give_up_groups(self) -> None:
+        for group in self._groups.values():
+            group.give_up()
 
     def _reopen(self) -> None:
         """Believe nothing more of this batch; open a new one and send again all that is unanswered."""
@@ -255,7 +282,7 @@ class PipelinedAppender:
         self._waiting.clear()
         self._new_batch()
         for entry in unanswered:
-            task = asyncio.create_task(self._plain.append(entry.subject, entry.payload, entry.check))
+            task = asyncio.create_task(self._plain.append(entry.message))
             task.add_done_callback(partial(_transfer, entry.answer))
 
     async def _watch(self) -> None:
@@ -279,6 +306,11 @@ class PipelinedAppender:
         for entry in waiting.values():
             if not entry.answer.done():
                 entry.answer.set_exception(error)
+
+
+async def _one_by_one(appender: Appender, messages: Sequence[Outgoing]) -> list[BaseException | None]:
+    outcomes = await asyncio.gather(*map(appender.append, messages), return_exceptions=True)
+    return [outcome if isinstance(outcome, BaseException) else None for outcome in outcomes]
 
 
 def _transfer(answer: asyncio.Future[int | None], done: asyncio.Task[int | None]) -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Self
 
 import nats.errors
 from nats.js.api import RawStreamMsg
 from nats.js.errors import APIError, NotFoundError
 
-from eventq.events.appender import Appender, PipelinedAppender, PlainAppender, Refused
+from eventq.events.appender import Appender, PipelinedAppender, PlainAppender
 from eventq.events.broker import Broker
+from eventq.events.echoes import Echoes
 from eventq.events.envelope import Event, Stored, decode, encode
-from eventq.events.errors import LogUnavailable, VersionConflict
+from eventq.events.errors import EventqError, LogUnavailable, VersionConflict
+from eventq.events.ingest import Outgoing, Refused
 from eventq.events.routes import LEASE_DEFAULT_S, Routes
 from eventq.events.subjects import EVENTS, aggregate_filter, version_check, version_filter
 
@@ -30,6 +33,8 @@ class EventLog:
     def __init__(self, broker: Broker, appender: Appender, routes: Routes) -> None:
         self.broker = broker
         self.routes = routes
+        self.echoes: Echoes | None = None
+        """Set where the process follows the log as well."""
         self._appender = appender
 
     @classmethod
@@ -52,18 +57,12 @@ class EventLog:
         Raises ``VersionConflict`` when somebody else wrote that version, ``LogFull`` when nothing was stored for lack of
         space, ``LogUnavailable`` when the outcome is unknown, ``PayloadTooLarge`` above 256 KiB.
         """
-        payload = encode(event)
-        check = version_check(event.aggregate, event.aggregate_id, event.version)
-        if event.route is not None:
-            try:
-                await self.routes.ensure(event.route)
-            except (APIError, nats.errors.Error, TimeoutError) as error:
-                raise LogUnavailable(f"nothing was stored: the queue's consumer cannot be made: {error!r}") from error
+        message = await self._outgoing(event)
         for _ in range(REFUSALS_MAX):
             try:
                 if not self.broker.trusted.is_set():
                     await self._until_trusted()
-                return await self._appender.append(event.subject, payload, check)
+                return await self._appender.append(message)
             except Refused:
                 found = await self.at(event.aggregate, event.aggregate_id, event.version)
                 if found is None and event.version == 1:  # it was erased; what came after it was not
@@ -75,6 +74,48 @@ class EventLog:
                 else:
                     raise VersionConflict(event.aggregate_id, event.version) from None
         raise LogUnavailable(f"version {event.version} of {event.aggregate_id} is refused and yet free")
+
+    async def append_all(self, events: Sequence[Event]) -> list[BaseException | None]:
+        """Store events of different histories together. Answers, of each, what :meth:`append` would have raised."""
+        outcomes = list[BaseException | None]()
+        messages = list[Outgoing]()
+        for event in events:
+            try:
+                messages.append(await self._outgoing(event))
+                outcomes.append(None)
+            except EventqError as error:
+                outcomes.append(error)
+        sent = [number for number, outcome in enumerate(outcomes) if outcome is None]
+        for number, outcome in zip(sent, await self._send_all(messages), strict=True):
+            # Sent once more it is refused once more, and looked for.
+            outcomes[number] = await self._outcome(events[number]) if isinstance(outcome, Refused) else outcome
+        return outcomes
+
+    async def _outgoing(self, event: Event) -> Outgoing:
+        payload = encode(event)
+        if self.echoes is not None:
+            self.echoes.expect(event, payload)
+        if event.route is not None:
+            try:
+                await self.routes.ensure(event.route)
+            except (APIError, nats.errors.Error, TimeoutError) as error:
+                raise LogUnavailable(f"nothing was stored: the queue's consumer cannot be made: {error!r}") from error
+        return Outgoing(event.subject, payload, version_check(event.aggregate, event.aggregate_id, event.version))
+
+    async def _send_all(self, messages: Sequence[Outgoing]) -> list[BaseException | None]:
+        try:
+            if not self.broker.trusted.is_set():
+                await self._until_trusted()
+        except LogUnavailable as error:
+            return [error] * len(messages)
+        return await self._appender.append_all(messages)
+
+    async def _outcome(self, event: Event) -> EventqError | None:
+        try:
+            await self.append(event)
+        except EventqError as error:
+            return error
+        return None
 
     async def _until_trusted(self) -> None:
         try:

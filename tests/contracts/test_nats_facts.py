@@ -21,16 +21,16 @@ from nats.js.errors import APIError, NoKeysError
 from pydantic import BaseModel
 from uuid_utils.compat import uuid7
 
-from tests.support.fast_ingest import STORE_AND_COMMIT, FastIngest
+from tests.support.fast_ingest import ADD, STORE_AND_COMMIT, FastIngest
 from tests.support.nats import NatsServer
 from tests.support.poll import eventually
 
 EXPECTED, EXPECTED_SUBJECT = "Nats-Expected-Last-Subject-Sequence", "Nats-Expected-Last-Subject-Sequence-Subject"
 
 
-def free(version: int) -> dict[str, str]:
-    """The check that nobody has written a version of `a.1`."""
-    return {EXPECTED: "0", EXPECTED_SUBJECT: f"a.1.{version}.>"}
+def free(version: int, what: str = "1") -> dict[str, str]:
+    """The check that nobody has written a version of `a.<what>`."""
+    return {EXPECTED: "0", EXPECTED_SUBJECT: f"a.{what}.{version}.>"}
 
 
 @pytest.fixture
@@ -108,6 +108,39 @@ class TestFastIngest:
         assert (done["stream"], done["batch"], done["count"]) == ("A", "b", 2)
         [after] = await ingest.ask("b", 3, "a.1.3.x")
         assert after["error"]["err_code"] == 10208
+
+    async def test_with_a_larger_flow_one_answer_stands_for_many_and_the_commit_for_all(self, ingest: FastIngest) -> None:
+        for number in range(1, 9):
+            await ingest.send("b", number, f"a.1.{number}.x", flow=4, op=ADD if number < 8 else STORE_AND_COMMIT)
+        await eventually(lambda: "count" in ingest.answers["b"][-1] if ingest.answers["b"] else False)
+        *acks, done = ingest.answers["b"]
+        assert [(ack["type"], ack["seq"]) for ack in acks] == [("ack", 0), ("ack", 4)]
+        assert done["count"] == 8
+
+    @pytest.mark.parametrize("refused", [1, 2, 3, 4])
+    async def test_what_a_batch_refuses_is_told_before_its_commit(
+        self, ingest: FastIngest, js: JetStreamContext, refused: int
+    ) -> None:
+        """Also the first, which opens it, and the last, which commits it all the same."""
+        await js.publish("a.9.1.x", b"")
+        for number in range(1, 5):
+            subject, check = ("a.9.1.x", free(1, "9")) if number == refused else (f"a.{number}.1.x", free(1, str(number)))
+            await ingest.send("b", number, subject, check=check, flow=32, op=ADD if number < 4 else STORE_AND_COMMIT)
+        await eventually(lambda: any("count" in answer for answer in ingest.answers["b"]))
+        errors = [answer["seq"] for answer in ingest.answers["b"] if "error" in answer]
+        assert errors == [refused]
+        assert "count" in ingest.answers["b"][-1]
+        assert (await js.stream_info("A")).state.messages == 4
+
+    async def test_a_gap_is_told_before_the_commit_which_counts_what_never_came(
+        self, ingest: FastIngest, js: JetStreamContext
+    ) -> None:
+        for number in (1, 2, 4):
+            await ingest.send("b", number, f"a.{number}.1.x", flow=32, op=ADD if number < 4 else STORE_AND_COMMIT)
+        await eventually(lambda: any("count" in answer for answer in ingest.answers["b"]))
+        *_, gap, done = ingest.answers["b"]
+        assert (gap["type"], done["count"]) == ("gap", 4)
+        assert (await js.stream_info("A")).state.messages == 3
 
     async def test_the_1001st_open_batch_is_refused(self, ingest: FastIngest) -> None:
         await ingest.open(1_000, "a")

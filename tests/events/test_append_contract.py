@@ -7,9 +7,7 @@ was not answered says so.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import nats
 import pytest
@@ -21,12 +19,13 @@ from eventq.events.bootstrap import BrokerConfig, bootstrap
 from eventq.events.broker import Broker
 from eventq.events.commands import CancelTask
 from eventq.events.envelope import Event, encode
-from eventq.events.errors import LogFull, LogUnavailable, VersionConflict
+from eventq.events.errors import LogUnavailable, VersionConflict
 from eventq.events.handle import handle
 from eventq.events.ids import new_id
 from eventq.events.log import EventLog
 from eventq.events.subjects import EVENTS, version_check
 from eventq.events.worker_events import WorkerStopped
+from tests.events.appending import Tally, fill, grow, load, opened, stored_is, the_appender
 from tests.events.given import ready_event, small_event
 from tests.events.stored import ids, settle, stored
 from tests.support.fast_ingest import FastIngest
@@ -45,22 +44,6 @@ async def log(broker: Broker, pipelined: bool) -> AsyncIterator[EventLog]:
     log = await EventLog.open(broker, pipelined=pipelined)
     yield log
     await log.close()
-
-
-@asynccontextmanager
-async def opened(url: str, *, pipelined: bool = True) -> AsyncGenerator[EventLog]:
-    async with await Broker.connect(url, name="another writer") as broker:
-        log = await EventLog.open(broker, pipelined=pipelined)
-        try:
-            yield log
-        finally:
-            await log.close()
-
-
-def the_appender(log: EventLog) -> PipelinedAppender:
-    found = log._appender  # pyright: ignore[reportPrivateUsage]
-    assert isinstance(found, PipelinedAppender)
-    return found
 
 
 async def test_an_append_that_returned_is_stored_once(log: EventLog, own_nats_server: NatsServer) -> None:
@@ -189,11 +172,6 @@ async def test_a_lost_answer_is_found_again(own_nats_server: NatsServer, broker:
     assert ids(await stored(own_nats_server.url))[event.id] == 1
 
 
-async def stored_is(broker: Broker, count: int) -> bool:
-    facts = await broker.stream_facts(EVENTS)
-    return facts is not None and facts.last == count
-
-
 async def test_a_reset_connection_loses_nothing(
     own_nats_server: NatsServer, broker: Broker, pipelined: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -246,50 +224,6 @@ async def test_a_message_lost_on_the_way_is_not_covered_by_the_next_answer(own_n
 
         assert ids(await stored(own_nats_server.url))[lost.id] == 1
         assert ids(await stored(own_nats_server.url))[next_.id] == 1
-
-
-@dataclass
-class Tally:
-    """What became of the appends of a load. `unknown`: those that raised `LogUnavailable`."""
-
-    attempted: set[str] = field(default_factory=set[str])
-    acknowledged: set[str] = field(default_factory=set[str])
-    unknown: set[str] = field(default_factory=set[str])
-    errors: list[Exception] = field(default_factory=list[Exception])
-
-    def check(self, found: dict[str, int]) -> None:
-        """Acknowledged is stored, stored was attempted, and nothing is stored twice."""
-        assert self.errors == []
-        assert self.acknowledged - set(found) == set(), "acknowledged and lost"
-        assert set(found) - self.attempted == set(), "stored and never sent"
-        assert max(found.values()) == 1, "stored twice"
-        assert self.acknowledged | self.unknown == self.attempted, "neither acknowledged nor refused"
-
-
-@asynccontextmanager
-async def load(log: EventLog, writers: int) -> AsyncGenerator[Tally]:
-    """`writers` loops that append, each waiting for its answer, until the block ends."""
-    tally, stop = Tally(), asyncio.Event()
-
-    async def write() -> None:
-        while not stop.is_set():
-            event = small_event()
-            tally.attempted.add(event.id)
-            try:
-                await log.append(event)
-                tally.acknowledged.add(event.id)
-            except LogUnavailable:
-                tally.unknown.add(event.id)
-            except Exception as error:
-                tally.errors.append(error)
-                return
-
-    loops = [asyncio.create_task(write()) for _ in range(writers)]
-    try:
-        yield tally
-    finally:
-        stop.set()
-        await asyncio.gather(*loops)
 
 
 async def test_a_killed_broker_loses_nothing_acknowledged(
@@ -367,25 +301,6 @@ async def test_a_full_log_says_so_and_stores_nothing(own_nats_server: NatsServer
         await grow(log.broker)
         await log.append(refused)
         assert ids(await stored(own_nats_server.url)) == {event.id: 1 for event in [*accepted, refused]}
-
-
-async def fill(log: EventLog) -> tuple[list[Event], Event]:
-    """Append until the log is full: what it took, and what it refused."""
-    accepted: list[Event] = []
-    while len(accepted) < 10:
-        event = ready_event(args=["x" * 60_000])
-        try:
-            await log.append(event)
-        except LogFull:
-            return accepted, event
-        accepted.append(event)
-    pytest.fail("the log is never full")
-
-
-async def grow(broker: Broker) -> None:
-    """What an operator does about a full log."""
-    info = await broker.request(f"$JS.API.STREAM.INFO.{EVENTS}", {})
-    await broker.request(f"$JS.API.STREAM.UPDATE.{EVENTS}", {**info["config"], "max_bytes": 64 * 1024 * 1024})
 
 
 async def test_a_batch_the_broker_forgot_is_opened_anew(

@@ -43,10 +43,12 @@ class FastIngest:
         payload: bytes = b"{}",
         check: dict[str, str] | None = None,
         op: int = ADD,
+        flow: int = 1,
     ) -> None:
-        """Publish one message of a batch: flow 1, gap ok. Sequence 1 opens the batch."""
+        """Publish one message of a batch: gap ok. Sequence 1 opens the batch. `flow`: messages for one answer."""
         operation = OPEN if sequence == 1 else op
-        await self._nc.publish(subject, payload, f"{self._inbox}.{batch}.1.ok.{sequence}.{operation}.$FI", headers=check)
+        reply = f"{self._inbox}.{batch}.{flow}.ok.{sequence}.{operation}.$FI"
+        await self._nc.publish(subject, payload, reply, headers=check)
 
     async def ask(self, batch: str, sequence: int, subject: str, **rest: Any) -> list[dict[str, Any]]:
         """Publish one message and return what the broker says of it."""

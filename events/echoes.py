@@ -1,0 +1,29 @@
+"""What a process has written comes back to it where it follows the log as well: the same bytes need not be parsed again.
+
+Written in the event loop, read in the thread that folds.
+"""
+
+from __future__ import annotations
+
+from eventq.events.envelope import Event, decode
+
+ECHOES_MAX = 10_000
+"""Events that have not come back, some KB each. Where so many are waited for, all are forgotten, and parsed as others' are."""
+
+
+class Echoes:
+    """Events of this process that are on their way."""
+
+    def __init__(self) -> None:
+        self._written: dict[str, tuple[bytes, Event]] = {}
+
+    def expect(self, event: Event, payload: bytes) -> None:
+        """``event`` is about to be stored as ``payload``."""
+        if len(self._written) >= ECHOES_MAX:
+            self._written.clear()
+        self._written[event.subject] = (payload, event)
+
+    def decode(self, payload: bytes, subject: str) -> Event:
+        """As :func:`eventq.events.envelope.decode`."""
+        written = self._written.pop(subject, None)
+        return written[1] if written is not None and written[0] == payload else decode(payload, subject)

@@ -1,0 +1,91 @@
+"""A fast-ingest batch of a known size: sent as a whole and committed by its last message. One answer stands for many.
+
+The broker's answers come in order, so the answer to the commit says of all that was neither refused nor missed that it is
+stored. Anything else (a gap, another leader, a new connection, silence) leaves the outcome open, and whoever sent the group
+sends its messages again, one by one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import nats.errors
+import orjson
+from nats.aio.client import Client
+
+from eventq.events.ingest import (
+    ADD,
+    ADD_AND_COMMIT,
+    BATCH_REFUSED,
+    BATCH_UNKNOWN,
+    OPEN,
+    Outgoing,
+    error_of,
+    reply_subject,
+)
+
+FLOW = 32
+"""Messages for one answer: seldom enough to cost little, often enough to tell a slow disk from silence."""
+
+
+class Group:
+    """At least two messages. ``errors``: why messages were refused, by their number, which counts from 1."""
+
+    def __init__(self, messages: Sequence[Outgoing]) -> None:
+        self.batch = secrets.token_hex(8)
+        self.errors: dict[int, Exception] = {}
+        self._messages = messages
+        self._heard = time.monotonic()
+        self._settled: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+    async def send(self, nc: Client, inbox: str) -> None:
+        """Hand all messages to the client."""
+        last = len(self._messages)
+        try:
+            for number, message in enumerate(self._messages, 1):
+                operation = OPEN if number == 1 else ADD_AND_COMMIT if number == last else ADD
+                reply = reply_subject(inbox, self.batch, FLOW, number, operation)
+                await nc.publish(message.subject, message.payload, reply, headers=message.check)
+        except nats.errors.Error:
+            self.give_up()  # disconnected, with a full buffer
+
+    def take(self, data: bytes) -> None:
+        """An answer of the broker."""
+        if not data:
+            self.give_up()  # no responders: the stream has no leader at the moment
+            return
+        self._heard = time.monotonic()
+        answer: dict[str, Any] = orjson.loads(data)
+        if (error := answer.get("error")) is not None:
+            self._refuse(answer, error)
+        elif "stream" in answer:
+            self._settle(committed=True)
+        elif answer.get("type") != "ack":
+            self.give_up()  # a gap: some never arrived, and the answers to come would cover them
+
+    def give_up(self) -> None:
+        """What becomes of the rest is not known."""
+        self._settle(committed=False)
+
+    async def settled(self, stall_s: float) -> bool:
+        """Wait for the commit. False where the outcome is open: given up, or nothing heard for ``stall_s``."""
+        while not self._settled.done():
+            if time.monotonic() - self._heard > stall_s:
+                return False
+            await asyncio.wait((self._settled,), timeout=stall_s)
+        return self._settled.result()
+
+    def _refuse(self, answer: dict[str, Any], error: dict[str, Any]) -> None:
+        code: int = error.get("err_code", 0)
+        if code == BATCH_UNKNOWN or code in BATCH_REFUSED:
+            self.give_up()
+        else:
+            self.errors[int(answer.get("seq", 0))] = error_of(code, error.get("description", ""))
+
+    def _settle(self, *, committed: bool) -> None:
+        if not self._settled.done():
+            self._settled.set_result(committed)
