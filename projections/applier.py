@@ -7,7 +7,7 @@ as many as its bound allows; what it does not remember it loads from the tables,
 from __future__ import annotations
 
 import gc
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import orjson
 import structlog
 
-from eventq.events.envelope import Stored, decode
+from eventq.events.envelope import Event, Stored, decode
 from eventq.events.errors import LogDamaged
 from eventq.events.failpoints import failpoint
 from eventq.events.reader import Message
@@ -90,8 +90,9 @@ class Applied:
 class Applier:
     """Applies batches to ``target``, which it must be the only writer of."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, decode: Callable[[bytes, str], Event] = decode) -> None:
         self._target = target
+        self._decode = decode
         self._tasks: dict[str, TaskState] = {}
         self._states: dict[StateKey, Any] = {}
         self.unreadable_reports = 0
@@ -118,7 +119,7 @@ class Applier:
             return self._apply(events, reports)
 
     def _apply(self, events: Sequence[Message], reports: Sequence[Message]) -> Applied:
-        new_events = _decoded(events, self.checkpoints[EVENTS].position)
+        new_events = self._decoded(events, self.checkpoints[EVENTS].position)
         new_reports = self._readable(reports, self.checkpoints[PROGRESS].position)
         if not new_events and not new_reports:
             return self._applied({})
@@ -187,6 +188,11 @@ class Applier:
         _forget_oldest(self._tasks)
         _forget_oldest(self._states)
 
+    def _decoded(self, messages: Sequence[Message], after: int) -> list[Stored]:
+        new = [message for message in messages if message.position > after]
+        check_contiguous(after, (message.position for message in new))
+        return [Stored(message.position, self._decode(message.payload, message.subject)) for message in new]
+
     def _readable(self, messages: Sequence[Message], after: int) -> list[tuple[int, Report | None]]:
         found: list[tuple[int, Report | None]] = []
         for message in messages:
@@ -213,12 +219,6 @@ def _gc_paused(messages: int) -> Generator[None]:
         yield
     finally:
         gc.enable()
-
-
-def _decoded(messages: Sequence[Message], after: int) -> list[Stored]:
-    new = [message for message in messages if message.position > after]
-    check_contiguous(after, (message.position for message in new))
-    return [Stored(message.position, decode(message.payload, message.subject)) for message in new]
 
 
 def _last_event(batch: list[Stored]) -> tuple[int, str] | None:

@@ -171,8 +171,14 @@ class Freshness:
         return ProjectionLagging(problem, as_of=self.position, **fields)
 
     def _settle(self, task_id: str, version: int) -> None:
-        for _, serial in [note for note in self._own[task_id] if note[0] <= version]:
-            self._forget(serial)
+        left: list[tuple[int, int]] = []
+        for note in self._own.pop(task_id):
+            if note[0] <= version:
+                del self._outstanding[note[1]]
+            else:
+                left.append(note)
+        if left:
+            self._own[task_id] = left
 
     def _forget(self, serial: int) -> None:
         task_id = self._outstanding.pop(serial)

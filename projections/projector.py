@@ -23,6 +23,7 @@ from typing import TypeVar
 import structlog
 
 from eventq.events.broker import Broker
+from eventq.events.envelope import Event, decode
 from eventq.events.errors import Damaged, Unavailable
 from eventq.events.subjects import EVENTS, PROGRESS
 from eventq.projections.applier import Applier
@@ -47,7 +48,9 @@ T = TypeVar("T")
 class Projector:
     """Keeps ``store`` equal to the fold of the log. Start :meth:`run` as a task; cancel it to stop."""
 
-    def __init__(self, store: Store, broker: Broker, freshness: Freshness | None = None) -> None:
+    def __init__(
+        self, store: Store, broker: Broker, freshness: Freshness | None = None, decode: Callable[[bytes, str], Event] = decode
+    ) -> None:
         self.store = store
         self.broker = broker
         self.freshness = freshness or Freshness()
@@ -62,6 +65,7 @@ class Projector:
         """How often a damaged file was moved aside since this process started."""
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="projector")
         self._applier: Applier | None = None
+        self._decode = decode
         self._tombstones = Tombstones(broker)
         self._turn = asyncio.Lock()
         self._gather_until = 0.0
@@ -104,13 +108,13 @@ class Projector:
         """Between two batches: nothing is applied within. Answers the applier, for its checkpoints."""
         async with self._turn:
             if self._applier is None:
-                self._applier = await self.in_writer(lambda: Applier(self.store))
+                self._applier = await self.in_writer(lambda: Applier(self.store, self._decode))
             yield self._applier
 
     async def adopt(self, rebuilt: Rebuild) -> None:
         """Make a rebuilt file the current one and go on from its checkpoint. Call it inside :meth:`paused`."""
         await self.in_writer(lambda: self.store.replace(rebuilt))
-        self._applier = await self.in_writer(lambda: Applier(self.store))
+        self._applier = await self.in_writer(lambda: Applier(self.store, self._decode))
         self.freshness.resume()  # the file may hold more than was told of
         self._tell(self._applier, {})
         if self.halted is not None:
@@ -125,7 +129,7 @@ class Projector:
             if self.store.damage is not None:
                 await self._start_over()
             if self._applier is None:
-                self._applier = await self.in_writer(lambda: Applier(self.store))
+                self._applier = await self.in_writer(lambda: Applier(self.store, self._decode))
             await self._check_log(self._applier)
             self._tell(self._applier, {})
             applier = self._applier

@@ -1,0 +1,57 @@
+"""What a process wrote and reads again: known by its very bytes, and parsed where there is any doubt."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from eventq.events import echoes as module
+from eventq.events.echoes import Echoes
+from eventq.events.envelope import decode, encode
+from eventq.events.errors import LogDamaged
+from tests.events.given import ready_event
+
+
+def test_what_comes_back_in_the_same_bytes_is_not_parsed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: Any) -> None:
+        pytest.fail("parsed again")
+
+    monkeypatch.setattr(module, "decode", never)
+    event, echoes = ready_event(), Echoes()
+    echoes.expect(event, encode(event))
+
+    assert echoes.decode(encode(event), event.subject) is event
+
+
+def test_other_bytes_under_its_subject_are_believed_instead() -> None:
+    ours, echoes = ready_event("t1"), Echoes()
+    theirs = ready_event("t1", args=["another writer"])
+    echoes.expect(ours, encode(ours))
+
+    assert echoes.decode(encode(theirs), theirs.subject) == decode(encode(theirs), theirs.subject)
+
+
+def test_damaged_bytes_are_told_as_ever() -> None:
+    event, echoes = ready_event(), Echoes()
+    echoes.expect(event, encode(event))
+
+    with pytest.raises(LogDamaged):
+        echoes.decode(encode(event)[:-1], event.subject)
+
+
+def test_what_nobody_here_wrote_or_what_came_before_is_parsed() -> None:
+    event, echoes = ready_event(), Echoes()
+    echoes.expect(event, encode(event))
+
+    for _ in range(2):
+        assert echoes.decode(encode(event), event.subject).id == event.id
+
+
+def test_what_never_comes_back_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ECHOES_MAX", 10)
+    echoes = Echoes()
+    for _ in range(100):
+        event = ready_event()
+        echoes.expect(event, encode(event))
+        assert len(echoes._written) <= 10  # pyright: ignore[reportPrivateUsage]
