@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Generic
@@ -72,6 +73,31 @@ async def handle_any(
                     raise
         known, newest = None, True
     raise VersionConflict(aggregate_id, 0)
+
+
+async def begin_all(
+    log: EventLog, kind: Aggregate[S], commands: Mapping[str, Any], *, source: str, trace: Trace = NO_TRACE
+) -> dict[str, Handled[S] | BaseException]:
+    """Begin histories together, each by the command for its id, which is new: one that is not is answered ``VersionConflict``.
+    Answers what came of each, or why it is not known to be stored."""
+    at = datetime.now(UTC)
+    begun = {
+        aggregate_id: next_event(
+            kind,
+            aggregate_id,
+            kind.absent,
+            _decide(kind, aggregate_id, command, kind.absent)[0],
+            source=source,
+            at=at,
+            trace=trace,
+        )
+        for aggregate_id, command in commands.items()
+    }
+    errors = await log.append_all([event for event, _ in begun.values()])
+    return {
+        aggregate_id: Handled(after, event, None) if error is None else error
+        for (aggregate_id, (event, after)), error in zip(begun.items(), errors, strict=True)
+    }
 
 
 def _decide(kind: Aggregate[S], aggregate_id: str, command: Any, state: S) -> list[EventData]:

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from weakref import WeakValueDictionary
 
 from eventq.events.commands import SubmitTask
 from eventq.events.envelope import NO_TRACE, Trace
+from eventq.events.errors import EventqError
 from eventq.events.failpoints import failpoint
-from eventq.events.handle import Handled, handle, read_state
+from eventq.events.handle import Handled, begin_all, handle, read_state
 from eventq.events.log import EventLog
 from eventq.events.queue import QUEUES, Queue
-from eventq.events.task import ABSENT, Task
+from eventq.events.task import ABSENT, TASKS, Task
 from eventq.events.task_events import Submitted
 from eventq.events.timers import set_task_timers
 
@@ -76,9 +78,44 @@ class Submitter:
         crash), ``LogFull`` with nothing stored, ``LogUnavailable`` where the outcome is unknown.
         """
         now = now or datetime.now(UTC)
+        submitted = await self._at_its_gate(submitted)
+        await self._set_timers(task_id, submitted, now)
+        failpoint("submit.before_append")
+        handled = await handle(self._log, task_id, SubmitTask(submitted, now), source=self._source, trace=trace, task=ABSENT)
+        failpoint("submit.after_append")
+        return handled
+
+    async def submit_all(
+        self, tasks: Mapping[str, Submitted], *, now: datetime, trace: Trace = NO_TRACE
+    ) -> dict[str, Handled[Task] | BaseException]:
+        """Store tasks together, each under its id, which is new. Answers what came of each, or what :meth:`submit` would have
+        raised. ``now``: aware UTC."""
+        outcomes: dict[str, Handled[Task] | BaseException] = {}
+        ready: dict[str, Submitted] = {}
+        for task_id, submitted in tasks.items():
+            try:
+                ready[task_id] = await self._at_its_gate(submitted)
+            except EventqError as error:
+                outcomes[task_id] = error
+        timed = {task_id: submitted for task_id, submitted in ready.items() if _has_timers(submitted)}
+        set_timers = (self._set_timers(task_id, submitted, now) for task_id, submitted in timed.items())
+        for task_id, failure in zip(timed, await asyncio.gather(*set_timers, return_exceptions=True), strict=True):
+            if failure is not None:
+                outcomes[task_id] = failure
+                del ready[task_id]
+        failpoint("submit.before_append")
+        commands = {task_id: SubmitTask(submitted, now) for task_id, submitted in ready.items()}
+        outcomes |= await begin_all(self._log, TASKS, commands, source=self._source, trace=trace)
+        failpoint("submit.after_append")
+        return outcomes
+
+    async def _at_its_gate(self, submitted: Submitted) -> Submitted:
         if (await self.queues.get(submitted.queue)).gated and not submitted.gated:
-            submitted = submitted.model_copy(update={"gated": True})
-        if submitted.scheduled_at is not None or submitted.queue_timeout_s is not None:
+            return submitted.model_copy(update={"gated": True})
+        return submitted
+
+    async def _set_timers(self, task_id: str, submitted: Submitted, now: datetime) -> None:
+        if _has_timers(submitted):
             await set_task_timers(
                 self._log.broker,
                 task_id,
@@ -87,7 +124,7 @@ class Submitter:
                 queue_timeout_s=submitted.queue_timeout_s,
                 now=now,
             )
-        failpoint("submit.before_append")
-        handled = await handle(self._log, task_id, SubmitTask(submitted, now), source=self._source, trace=trace, task=ABSENT)
-        failpoint("submit.after_append")
-        return handled
+
+
+def _has_timers(submitted: Submitted) -> bool:
+    return submitted.scheduled_at is not None or submitted.queue_timeout_s is not None

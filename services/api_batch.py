@@ -56,8 +56,11 @@ def _wants_one_object(request: web.Request) -> bool:
 
 async def _one_object(request: web.Request, batch: Batch) -> web.Response:
     tasks: list[dict[str, Any]] = []
-    async for group in items_of(request, api_of(request).limits):
-        tasks += await batch.submit(group)
+
+    async def keep(answers: list[dict[str, Any]]) -> None:
+        tasks.extend(answers)
+
+    await batch.run(items_of(request, api_of(request).limits), keep)
     answer = {"accepted": batch.accepted, "refused": batch.refused, "tasks": tasks}
     return web.Response(body=orjson.dumps(answer, default=str), content_type=JSON_TYPE)
 
@@ -65,12 +68,14 @@ async def _one_object(request: web.Request, batch: Batch) -> web.Response:
 async def _lines(request: web.Request, batch: Batch) -> web.StreamResponse:
     """The answer begins with the first group: what is wrong before it is refused as every request is."""
     response = web.StreamResponse(headers={"Content-Type": LINES_TYPE})
+
+    async def write(answers: list[dict[str, Any]]) -> None:
+        if not response.prepared:
+            await response.prepare(request)
+        await response.write(b"".join(map(line, answers)))
+
     try:
-        async for group in items_of(request, api_of(request).limits):
-            answers = b"".join(map(line, await batch.submit(group)))
-            if not response.prepared:
-                await response.prepare(request)
-            await response.write(answers)
+        await batch.run(items_of(request, api_of(request).limits), write)
     except EventqError as error:
         if not response.prepared:
             raise

@@ -1,13 +1,13 @@
 """Many tasks in one request: each is accepted or refused by itself, and answered, in order, once the log holds it.
 
-A group of tasks is in work at a time; the next is read when the answers of the last are on their way. So a client that does
-not read its answers is not read from either, and one request holds one group in memory, however large it is.
+Two groups of tasks are in work at a time; a third is read when the answers of the first are on their way. So a client that does
+not read its answers is not read from either, and one request holds two groups in memory, however large it is.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Protocol, cast
 
 import orjson
@@ -24,17 +24,21 @@ from eventq.services.http_invalid import invalid_input
 from eventq.services.http_limits import PARSE_INLINE_MAX_BYTES, HttpLimits
 from eventq.services.idempotency import keyed_id, record_of
 from eventq.services.schemas import SubmitRequest
-from eventq.services.submission import Accepted, Submission, submit
+from eventq.services.submission import AT_ONCE, Accepted, Submission, submit_all
 
 log = structlog.get_logger("eventq.batch")
 
-GROUP_MAX = 256
-"""Tasks of one request that are in work at once."""
+GROUP_MAX = 512
+"""Tasks that are checked, stored and answered together."""
 
 JSON_TYPE, LINES_TYPE = "application/json", "application/x-ndjson"
 
 Item = bytes | dict[str, Any]
 """One task: a line that is not parsed yet, or an element of an array that is."""
+
+
+Deliver = Callable[[list[dict[str, Any]]], Awaitable[None]]
+"""Takes the answers of a group on their way."""
 
 
 class ToSubmission(Protocol):
@@ -120,35 +124,38 @@ class Batch:
         self._requested_by = requested_by
         self._trace = trace
         self._key = idempotency_key
+        self._taken = 0
 
-    async def submit(self, group: Iterable[Any]) -> list[dict[str, Any]]:
-        """What became of each of the group, in order, once it is settled."""
-        first = self.accepted + self.refused
-        answers = await asyncio.gather(*(self._answer(index, item) for index, item in enumerate(group, first)))
-        refused = sum("error" in answer for answer in answers)
-        self.refused += refused
-        self.accepted += len(answers) - refused
-        return answers
-
-    async def _answer(self, index: int, item: Item) -> dict[str, Any]:
+    async def run(self, groups: AsyncIterator[list[Item]], deliver: Deliver) -> None:
+        """Submit group after group, and deliver what became of each, in order. One is checked while the log stores the one
+        before it; no third is read until the answers of the first are delivered."""
+        last: asyncio.Task[None] | None = None
         try:
-            accepted = await self._submit(index, item)
-        except EventqError as error:
-            return {"index": index, "error": error_of(error)}
-        except Exception:
-            log.exception("batch.failed", index=index)
-            return {"index": index, "error": {"code": "INTERNAL_ERROR", "detail": "Internal error; the log has the details."}}
-        queue = accepted.submitted.queue
-        self.queues[queue] = self.queues.get(queue, 0) + 1
-        answer = {
-            "index": index,
-            "task_id": accepted.task_id,
-            "status": accepted.task.status.value,
-            "version": accepted.task.version,
-        }
-        return answer | {"duplicate": True} if accepted.duplicate else answer
+            async for group in groups:
+                before, last = last, asyncio.create_task(self._submit(group, deliver, last))
+                if before is not None:
+                    await before
+        finally:
+            if last is not None:
+                await last
 
-    async def _submit(self, index: int, item: Item) -> Accepted:
+    async def _submit(self, group: list[Item], deliver: Deliver, before: asyncio.Task[None] | None) -> None:
+        first, self._taken = self._taken, self._taken + len(group)
+        wanted: dict[int, Submission] = {}
+        outcomes: dict[int, Accepted | BaseException] = {}
+        for index, item in enumerate(group, first):
+            if index % AT_ONCE == 0:
+                await asyncio.sleep(0)
+            try:
+                wanted[index] = await self._wanted(index, item)
+            except Exception as error:
+                outcomes[index] = error
+        outcomes |= zip(wanted, await submit_all(self._api, [*wanted.values()], self._trace), strict=True)
+        if before is not None:
+            await before
+        await deliver([self._answer(index, outcomes[index]) for index in sorted(outcomes)])
+
+    async def _wanted(self, index: int, item: Item) -> Submission:
         value: Any = item
         if isinstance(item, bytes):
             large = len(item) > PARSE_INLINE_MAX_BYTES
@@ -163,7 +170,29 @@ class Batch:
         if self._key is not None:
             known["idempotency"] = record_of(self._key, ["batch", index, value])
             known["task_id"] = keyed_id(self._key, "batch", str(index))
-        return await submit(self._api, self._to_submission(body, **known), self._trace)
+        return self._to_submission(body, **known)
+
+    def _answer(self, index: int, outcome: Accepted | BaseException) -> dict[str, Any]:
+        if isinstance(outcome, BaseException):
+            self.refused += 1
+            return {"index": index, "error": _refusal(index, outcome)}
+        self.accepted += 1
+        queue = outcome.submitted.queue
+        self.queues[queue] = self.queues.get(queue, 0) + 1
+        answer = {
+            "index": index,
+            "task_id": outcome.task_id,
+            "status": outcome.task.status.value,
+            "version": outcome.task.version,
+        }
+        return answer | {"duplicate": True} if outcome.duplicate else answer
+
+
+def _refusal(index: int, error: BaseException) -> dict[str, Any]:
+    if isinstance(error, EventqError):
+        return error_of(error)
+    log.error("batch.failed", index=index, exc_info=error)
+    return {"code": "INTERNAL_ERROR", "detail": "Internal error; the log has the details."}
 
 
 def error_of(error: EventqError) -> dict[str, Any]:

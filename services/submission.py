@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import nats.errors
 import orjson
@@ -28,7 +29,7 @@ from eventq.events.errors import (
     UnknownTask,
 )
 from eventq.events.failpoints import failpoint
-from eventq.events.handle import CONFLICTS_MAX, handle_any, read_state, read_task
+from eventq.events.handle import CONFLICTS_MAX, Handled, handle_any, read_state, read_task
 from eventq.events.ids import new_id
 from eventq.events.limits import INLINE_PAYLOAD_MAX_BYTES, SCHEDULE_AHEAD_MAX_S
 from eventq.events.retry import RetryPolicy
@@ -40,12 +41,14 @@ from eventq.services.api import SOURCE, Api
 from eventq.services.http_limits import PARSE_INLINE_MAX_BYTES
 from eventq.services.idempotency import check_same
 
+AT_ONCE = 128
+"""Submissions of many that are checked before other requests have a turn."""
+
 RETRYABLE = frozenset({Status.FAILED, Status.TIMED_OUT, Status.CANCELLED})
 REPLAYABLE = RETRYABLE | {Status.COMPLETED}
 
 
-@dataclass(frozen=True, slots=True)
-class Submission:
+class Submission(NamedTuple):
     """What somebody wants run; ``None`` leaves it to the task's declaration. ``scheduled_at``: aware UTC.
 
     ``unique``: answer an unfinished task of the same name and arguments instead; ``unique_key``: of the same key.
@@ -53,8 +56,8 @@ class Submission:
     """
 
     task_name: str
-    args: list[Any] = field(default_factory=list[Any])
-    kwargs: dict[str, Any] = field(default_factory=dict[str, Any])
+    args: list[Any]
+    kwargs: dict[str, Any]
     priority: int | None = None
     queue: str | None = None
     max_retries: int | None = None
@@ -65,8 +68,8 @@ class Submission:
     result_ttl_s: float | None = None
     scheduled_at: datetime | None = None
     key: str | None = None
-    tags: list[str] = field(default_factory=list[str])
-    metadata: dict[str, str] = field(default_factory=dict[str, str])
+    tags: Sequence[str] = ()
+    metadata: Mapping[str, str] = MappingProxyType({})
     unique: bool = False
     unique_key: str | None = None
     requested_by: str | None = None
@@ -74,8 +77,7 @@ class Submission:
     task_id: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Accepted:
+class Accepted(NamedTuple):
     """A stored task. ``created_at``: the time of its first event; ``duplicate``: it was there before, under its unique key."""
 
     task_id: str
@@ -105,6 +107,47 @@ async def submit(api: Api, submission: Submission, trace: Trace) -> Accepted:
         return known
 
 
+async def submit_all(api: Api, wanted: Sequence[Submission], trace: Trace) -> list[Accepted | BaseException]:
+    """Many submissions, each as by :func:`submit`: what came of it, or what that would have raised. Those that need nothing
+    but their event go to the log together."""
+    refuse_when_damaged(api)
+    outcomes: dict[int, Accepted | BaseException] = {}
+    alone = {number: each for number, each in enumerate(wanted) if _needs_more(each)}
+    answers = await asyncio.gather(*(submit(api, each, trace) for each in alone.values()), return_exceptions=True)
+    outcomes |= zip(alone, answers, strict=True)
+    tasks: dict[str, Submitted] = {}
+    numbers: dict[str, int] = {}
+    for number, each in enumerate(wanted):
+        if number in alone:
+            continue
+        if number % AT_ONCE == 0:
+            await asyncio.sleep(0)
+        try:
+            submitted = await prepare(api, each)
+        except Exception as error:
+            outcomes[number] = error
+        else:
+            task_id = new_id()
+            tasks[task_id], numbers[task_id] = submitted, number
+    now = datetime.now(UTC)
+    for task_id, handled in (await api.submitter.submit_all(tasks, now=now, trace=trace)).items():
+        if isinstance(handled, Handled):
+            outcomes[numbers[task_id]] = _accepted(api, task_id, tasks[task_id], handled, now)
+        else:
+            outcomes[numbers[task_id]] = handled
+    return [outcomes[number] for number in range(len(wanted))]
+
+
+def _needs_more(wanted: Submission) -> bool:
+    """Whether something must be looked up before, or stored beside, its event."""
+    may_exist = wanted.task_id is not None or wanted.unique or wanted.unique_key is not None
+    return may_exist or len(_encoded(wanted)) > INLINE_PAYLOAD_MAX_BYTES
+
+
+def _encoded(wanted: Submission) -> bytes:
+    return orjson.dumps({"args": wanted.args, "kwargs": wanted.kwargs})
+
+
 def refuse_when_damaged(api: Api) -> None:
     """What is appended to a damaged log would stand on ground that an operator may have to take away."""
     if api.freshness.halted is not None:
@@ -114,9 +157,9 @@ def refuse_when_damaged(api: Api) -> None:
 async def prepare(api: Api, wanted: Submission) -> Submitted:
     """The event that the submission will be, its arguments checked, and stored where they are large."""
     declaration = await declaration_of(api, wanted.task_name)
-    check_schedule(wanted.scheduled_at)
-    encoded = orjson.dumps({"args": wanted.args, "kwargs": wanted.kwargs})
-    stored_input = await checked_arguments(api, declaration, wanted.args, wanted.kwargs, encoded)
+    if wanted.scheduled_at is not None:
+        check_schedule(wanted.scheduled_at)
+    stored_input = await checked_arguments(api, declaration, wanted.args, wanted.kwargs, _encoded(wanted))
     return Submitted(
         task_name=declaration.name,
         args=[] if stored_input else wanted.args,
@@ -135,8 +178,8 @@ async def prepare(api: Api, wanted: Submission) -> Submitted:
         result_ttl_s=declaration.result_ttl_s if wanted.result_ttl_s is None else wanted.result_ttl_s,
         scheduled_at=wanted.scheduled_at,
         key=wanted.key,
-        tags=wanted.tags,
-        metadata=wanted.metadata,
+        tags=list(wanted.tags),
+        metadata=dict(wanted.metadata),
         unique_key=_unique_key(wanted),
         idempotency=wanted.idempotency,
         requested_by=wanted.requested_by,
@@ -300,13 +343,17 @@ async def store(api: Api, task_id: str, submitted: Submitted, trace: Trace) -> A
     now = datetime.now(UTC)
     structlog.contextvars.bind_contextvars(task_id=task_id)
     handled = await api.submitter.submit(task_id, submitted, now=now, trace=trace)
+    return _accepted(api, task_id, submitted, handled, now)
+
+
+def _accepted(api: Api, task_id: str, submitted: Submitted, handled: Handled[Task], now: datetime) -> Accepted:
     api.freshness.note_write(task_id, handled.state.version)
     return Accepted(task_id, now if handled.event is None else handled.event.time, submitted, handled.state)
 
 
-def check_schedule(scheduled_at: datetime | None) -> None:
+def check_schedule(scheduled_at: datetime) -> None:
     """Raise ``InvalidInput`` for a time that is too far ahead."""
     now = datetime.now(UTC)
-    if scheduled_at is not None and scheduled_at - now > timedelta(seconds=SCHEDULE_AHEAD_MAX_S):
+    if scheduled_at - now > timedelta(seconds=SCHEDULE_AHEAD_MAX_S):
         latest = (now + timedelta(seconds=SCHEDULE_AHEAD_MAX_S)).isoformat(timespec="seconds")
         raise InvalidInput("/scheduled_at", "is too far ahead", limit=latest, found=scheduled_at.isoformat())

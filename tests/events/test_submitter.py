@@ -19,8 +19,8 @@ import pytest
 from eventq.events import submitter as module
 from eventq.events.broker import Broker
 from eventq.events.commands import CancelTask
-from eventq.events.errors import IllegalTransition, LogUnavailable
-from eventq.events.handle import handle, handle_any, read_state, read_task
+from eventq.events.errors import IllegalTransition, LogUnavailable, VersionConflict
+from eventq.events.handle import Handled, handle, handle_any, read_state, read_task
 from eventq.events.log import EventLog
 from eventq.events.queue import QUEUES, ConfigureQueue, PauseQueue
 from eventq.events.queue_events import QueueLimits
@@ -28,7 +28,7 @@ from eventq.events.subjects import TIMERS
 from eventq.events.submitter import Submitter
 from eventq.events.task import Status
 from eventq.events.task_events import Submitted
-from eventq.events.timers import START_BY_SLACK_S
+from eventq.events.timers import START_BY_SLACK_S, set_task_timers
 from tests.events.given import submission
 from tests.support.nats import NatsServer
 
@@ -174,6 +174,56 @@ async def test_timers_are_set_for_its_time_and_for_the_end_of_its_wait(
         "tasks.later.start_by.1": now + HOUR + timedelta(seconds=30) + slack,
         "tasks.now.start_by.1": now + timedelta(seconds=600) + slack,
     }
+
+
+async def test_tasks_stored_together_are_each_as_if_stored_alone(
+    log: EventLog, submitter: Submitter, own_nats_server: NatsServer
+) -> None:
+    await handle_any(log, QUEUES, "limited", ConfigureQueue(LIMITED, "ada"), source="api")
+    now = datetime.now(UTC).replace(microsecond=0)
+    tasks = {
+        "plain": submission(),
+        "held": submission(queue="limited"),
+        "later": submission(scheduled_at=now + HOUR, queue_timeout_s=30.0),
+        "held-later": submission(queue="limited", scheduled_at=now + HOUR),
+        **{f"t{number}": submission(args=[number]) for number in range(20)},
+    }
+
+    outcomes = await submitter.submit_all(tasks, now=now)
+
+    assert list(outcomes) == list(tasks)
+    for task_id, outcome in outcomes.items():
+        assert isinstance(outcome, Handled)
+        assert await read_task(log, task_id, fresh=True) == outcome.state
+        alone = await submitter.submit(f"{task_id}-alone", tasks[task_id], now=now)
+        assert outcome.state._replace(event_id=None) == alone.state._replace(event_id=None)
+    assert set(await timers(own_nats_server.url)) >= {"tasks.later.due.1", "tasks.later.start_by.1", "tasks.held-later.due.1"}
+
+
+async def test_of_tasks_stored_together_one_whose_id_is_taken_is_refused_alone(log: EventLog, submitter: Submitter) -> None:
+    await submitter.submit("t3", submission(args=["first"]))
+    outcomes = await submitter.submit_all({f"t{number}": submission() for number in range(20)}, now=datetime.now(UTC))
+    assert [task_id for task_id, outcome in outcomes.items() if isinstance(outcome, VersionConflict)] == ["t3"]
+    assert sum(isinstance(outcome, Handled) for outcome in outcomes.values()) == 19
+
+
+async def test_of_tasks_stored_together_one_whose_timer_cannot_be_set_is_not_stored(
+    log: EventLog, submitter: Submitter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = datetime.now(UTC)
+
+    async def fails(broker: Broker, task_id: str, **rest: Any) -> None:
+        if task_id == "unlucky":
+            raise LogUnavailable("the timer could not be set")
+        await set_task_timers(broker, task_id, **rest)
+
+    monkeypatch.setattr(module, "set_task_timers", fails)
+    wanted = submission(scheduled_at=now + HOUR)
+    outcomes = await submitter.submit_all({"lucky": wanted, "unlucky": wanted, "plain": submission()}, now=now)
+    assert isinstance(outcomes["unlucky"], LogUnavailable)
+    assert (await read_task(log, "unlucky", fresh=True)).status is Status.ABSENT
+    assert (await read_task(log, "lucky", fresh=True)).status is Status.SCHEDULED
+    assert (await read_task(log, "plain", fresh=True)).status is Status.PENDING
 
 
 async def test_who_dies_before_the_event_leaves_only_timers_and_the_id_free(

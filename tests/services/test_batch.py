@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from io import BytesIO
 from typing import Any
 
 import orjson
+import pytest
 
+from eventq.events.handle import handle_any
+from eventq.events.queue import QUEUES, ConfigureQueue
+from eventq.events.queue_events import QueueLimits
+from eventq.events.task_events import Submitted
+from eventq.services import submission
+from eventq.services.api import Api
 from eventq.services.http_limits import MIB
+from eventq.services.submission import Submission
 from tests.services.backend import Backend
 
 LINES = {"Content-Type": "application/x-ndjson"}
@@ -49,6 +58,64 @@ async def test_a_line_of_one_mebibyte_is_taken_and_one_byte_more_is_not(backend:
         assert (answer.status, orjson.loads((await answer.read()).splitlines()[-1])["accepted"]) == (200, 1)
     async with backend.client.post("/api/v1/tasks/batch", data=BytesIO(longest + b" \n"), headers=LINES) as answer:
         assert (answer.status, (await answer.json())["limit"]) == (413, MIB)
+
+
+async def test_options_and_queues_hold_in_a_batch_as_they_do_alone(backend: Backend) -> None:
+    limited = ConfigureQueue(QueueLimits(max_running=1), "ada")
+    await handle_any(backend.log, QUEUES, "narrow", limited, source="test")
+    later = (datetime.now(UTC) + timedelta(days=1)).isoformat()
+    wanted = [
+        task(1, queue_name="narrow"),
+        task(2, scheduled_at=later),
+        task(3, unique_key="k"),
+        task(4, priority=9, tags=["a"], metadata={"b": "c"}),
+        task(5, unique_key="k"),
+    ]
+    *lines, _ = await batch(backend, wanted)
+    read = [(await backend.get(f"/tasks/{line['task_id']}"))[1] for line in lines]
+    assert [line["status"] for line in lines] == ["PENDING", "SCHEDULED", "PENDING", "PENDING", "PENDING"]
+    assert [each["task_kwargs"]["width"] for each in read[:2]] == [1, 2]
+    assert [line.get("duplicate", False) for line in lines].count(True) == 1
+    assert lines[2]["task_id"] == lines[4]["task_id"]
+    assert (read[3]["priority"], read[3]["tags"], read[3]["metadata"]) == (9, ["a"], {"b": "c"})
+    held = await backend.log.last("tasks", lines[0]["task_id"], fresh=True)
+    assert held is not None
+    assert held.event.route is None
+
+
+async def test_an_error_that_nobody_expected_costs_one_task(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare = submission.prepare
+
+    async def fails(api: Api, wanted: Submission) -> Submitted:
+        if wanted.kwargs["width"] == 7:
+            raise RuntimeError("a bug")
+        return await prepare(api, wanted)
+
+    monkeypatch.setattr(submission, "prepare", fails)
+    *lines, last = await batch(backend, [task(width) for width in range(1, 20)])
+    assert last == {"accepted": 18, "refused": 1}
+    assert lines[6]["error"]["code"] == "INTERNAL_ERROR"
+
+
+async def test_large_arguments_are_stored_beside_the_log(backend: Backend) -> None:
+    text = "x" * 100_000
+    *lines, last = await batch(backend, [task(1), {"task_name": "echo", "task_kwargs": {"message": text}}, task(2)])
+    assert last["accepted"] == 3, lines
+    stored = await backend.log.at("tasks", lines[1]["task_id"], 1)
+    assert stored is not None
+    assert isinstance(stored.event.data, Submitted)
+    assert stored.event.data.input is not None
+
+
+async def test_whoever_leaves_in_the_middle_leaves_what_was_answered(backend: Backend) -> None:
+    """Three groups are sent, the first answers are read, the connection is cut."""
+    body = b"".join(orjson.dumps(task(1)) + b"\n" for _ in range(700))
+    async with backend.client.post("/api/v1/tasks/batch", data=body, headers=LINES) as answer:
+        first = [orjson.loads(await answer.content.readline()) for _ in range(50)]
+        answer.close()
+    for line in first:
+        assert (await backend.get(f"/tasks/{line['task_id']}"))[0] == 200
+    assert (await batch(backend, [task(2)]))[-1] == {"accepted": 1, "refused": 0}
 
 
 async def test_an_array_is_a_batch_as_well_and_may_be_answered_as_one_object(backend: Backend) -> None:

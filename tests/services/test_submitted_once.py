@@ -23,7 +23,7 @@ BODY = {"task_name": "resize", "task_kwargs": {"width": 10}}
 def keyed(width: int = 10) -> Submission:
     """As each of several processes makes it of the same request."""
     record = record_of("k", {"width": width})
-    return Submission("resize", kwargs={"width": width}, idempotency=record, task_id=keyed_id("k", "tasks"))
+    return Submission("resize", [], {"width": width}, idempotency=record, task_id=keyed_id("k", "tasks"))
 
 
 async def test_the_same_request_under_a_key_is_answered_the_same(backend: Backend) -> None:
@@ -91,7 +91,7 @@ async def test_a_claim_whose_submitter_died_is_fulfilled_by_the_next(backend: Ba
 
     monkeypatch.setattr(submission, "new_id", lambda: next(made))
     monkeypatch.setattr(submission, "failpoint", dies)
-    wanted = Submission("resize", kwargs={"width": 10}, unique_key="k")
+    wanted = Submission("resize", [], {"width": 10}, unique_key="k")
     with pytest.raises(RuntimeError, match="killed"):
         await submit(backend.api, wanted, NO_TRACE)
     accepted = await submit(backend.api, wanted, NO_TRACE)
