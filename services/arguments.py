@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextvars import ContextVar
 from difflib import get_close_matches
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from jsonschema import Draft202012Validator, validators
 from jsonschema.exceptions import ValidationError
@@ -33,6 +33,14 @@ PROBLEM_MAX_CHARS = 300
 FetchDeclarations = Callable[[], Awaitable[Mapping[str, TaskDeclaration]]]
 
 
+class _Check(NamedTuple):
+    """How a task's arguments are checked. ``takes_nothing``: it may be given none, which is said once and for all."""
+
+    schema: dict[str, Any]
+    validator: Any
+    takes_nothing: bool
+
+
 class Declarations:
     """The newest declaration of each task, held for a second so that a submission costs no query."""
 
@@ -40,7 +48,7 @@ class Declarations:
         self._fetch = fetch
         self._known: Mapping[str, TaskDeclaration] = {}
         self._fetched_at = float("-inf")
-        self._checks: dict[str, tuple[dict[str, Any], Any]] = {}
+        self._checks: dict[str, _Check] = {}
         self._fetching = asyncio.Lock()
 
     async def get(self, task_name: str) -> TaskDeclaration:
@@ -56,14 +64,12 @@ class Declarations:
 
     def check(self, declaration: TaskDeclaration, args: list[Any], kwargs: dict[str, Any]) -> None:
         """Raise :class:`InvalidInput` for the first argument that the declaration does not admit."""
+        check = self._check_of(declaration)
         bound = _bind(declaration, args, kwargs)
-        token = _followed.set({})
-        try:
-            errors: list[ValidationError] = list(self._validator(declaration).iter_errors(bound))
-        finally:
-            _followed.reset(token)
-        if errors:
-            raise _invalid(min(errors, key=lambda error: len(error.absolute_path)), declaration, len(args))
+        if bound or not check.takes_nothing:
+            errors = _errors(check.validator, bound)
+            if errors:
+                raise _invalid(min(errors, key=lambda error: len(error.absolute_path)), declaration, len(args))
 
     async def _refresh(self) -> None:
         asked_at = time.monotonic()
@@ -72,13 +78,13 @@ class Declarations:
                 self._known = await self._fetch()
                 self._fetched_at = time.monotonic()
 
-    def _validator(self, declaration: TaskDeclaration) -> Any:
+    def _check_of(self, declaration: TaskDeclaration) -> _Check:
         known = self._checks.get(declaration.name)
-        if known is not None and known[0] == declaration.arguments:
-            return known[1]
-        validator = _Validator(declaration.arguments)
-        self._checks[declaration.name] = (declaration.arguments, validator)
-        return validator
+        if known is None or known.schema != declaration.arguments:
+            validator = _Validator(declaration.arguments)
+            known = _Check(declaration.arguments, validator, takes_nothing=not _errors(validator, {}))
+            self._checks[declaration.name] = known
+        return known
 
     def _hint(self, task_name: str) -> str:
         if near := get_close_matches(task_name, self._known, n=1):
@@ -141,6 +147,14 @@ def _ref(validator: Any, reference: str, instance: Any, schema: Any) -> Iterator
         found: Iterator[ValidationError] = _LIBRARY_REF(validator, reference, instance, schema)
         followed[key] = [ValidationError.create_from(error) for error in found]
     yield from map(ValidationError.create_from, followed[key])
+
+
+def _errors(validator: Any, bound: dict[str, Any]) -> list[ValidationError]:
+    token = _followed.set({})
+    try:
+        return list(validator.iter_errors(bound))
+    finally:
+        _followed.reset(token)
 
 
 _LIBRARY_REF: Any = Draft202012Validator.VALIDATORS["$ref"]

@@ -21,6 +21,7 @@ from aiohttp import web
 from eventq.events.blobs import BlobStore
 from eventq.events.bootstrap import BrokerConfig, bootstrap
 from eventq.events.broker import Broker
+from eventq.events.echoes import Echoes
 from eventq.events.ending import end
 from eventq.events.errors import LogUnavailable
 from eventq.events.ids import new_id
@@ -111,14 +112,14 @@ async def run_until(stop: asyncio.Event, *duties: asyncio.Task[None]) -> None:
 
 
 def collect_seldom() -> None:
-    """What is loaded now stays, and is looked through no more; what comes is looked through after every 10,000 new objects.
+    """What is loaded now stays, and is looked through no more; what comes is looked through after every 50,000 new objects.
 
     Each task or request makes hundreds of objects that vanish by themselves. Looking for cycles among them after every 700,
     as Python does, took a worker a fifth of its time.
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(10_000, 10, 10)
+    gc.set_threshold(50_000, 10, 10)
 
 
 async def run_api(settings: Settings) -> int:
@@ -136,7 +137,8 @@ async def run_api(settings: Settings) -> int:
     store = Store.open(settings.projection_dir)
     try:
         async with open_log(settings, "api") as event_log:
-            projector = Projector(store, event_log.broker)
+            event_log.echoes = Echoes()
+            projector = Projector(store, event_log.broker, decode=event_log.echoes.decode)
             queries = Queries(store)
             api = Api(
                 log=event_log,
