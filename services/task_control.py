@@ -108,7 +108,8 @@ async def _changed(api: Api, before: Submitted, body: UpdateRequest) -> Submitte
     changes: dict[str, Any] = {"task_name": declaration.name, "pool": declaration.pool}
     changes |= resolved(declaration, asked(body, given))
     if "scheduled_at" in given:
-        check_schedule(body.scheduled_at)
+        if body.scheduled_at is not None:
+            check_schedule(body.scheduled_at)
         changes["scheduled_at"] = body.scheduled_at
     if given & {"task_name", "task_args", "task_kwargs"}:
         changes |= await _arguments(api, before, body)

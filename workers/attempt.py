@@ -51,7 +51,7 @@ from eventq.events.commands import (
     TimeoutReason,
 )
 from eventq.events.data import BlobRef
-from eventq.events.envelope import Trace, next_event
+from eventq.events.envelope import Event, Trace, next_event
 from eventq.events.errors import (
     Conflict,
     EventqError,
@@ -78,6 +78,7 @@ from eventq.workers.processes import ChildPool
 from eventq.workers.puller import Delivery
 from eventq.workers.registry import Registry, TaskFunction
 from eventq.workers.reports import Reports
+from eventq.workers.retries import Retries
 from eventq.workers.spawning import Spawner
 
 log = structlog.get_logger("eventq.attempt")
@@ -117,6 +118,7 @@ class Workshop:
     lease_s: float
     stop_s: float
     counts: Counts = field(default_factory=Counts)
+    retries: Retries = field(default_factory=Retries)
     leaving: bool = False
     """The worker is about to end: no attempt stands still in it any more, a pause ends it instead."""
 
@@ -139,6 +141,8 @@ class Attempt:
         self._seen_version = delivery.event.version
         """Up to which version signals are answered: older ones were meant for earlier attempts."""
         self._submitted: Submitted | None = None
+        self._to_keep: tuple[Event, bytes] | None = None
+        """The event with the submission, and its payload, where it was at hand: kept if the task will be tried again."""
         self._shop = workshop
         self._trace = Trace(delivery.event.id, delivery.event.trace.correlation_id, delivery.event.trace.traceparent)
 
@@ -346,9 +350,14 @@ class Attempt:
         return payload["args"], payload["kwargs"]
 
     async def _specification(self) -> Submitted:
-        """The submission that holds: in the ready event itself at first, read back for later attempts."""
+        """The submission that holds: in the ready event itself at first; later kept by this worker, or read back."""
         event = self.delivery.event
-        if event.version != self.task.spec:
+        if event.version == self.task.spec:
+            self._to_keep = (event, self.delivery.payload)
+        elif (kept := self._shop.retries.take(self.task_id, self.task.spec)) is not None:
+            self._to_keep = kept
+            event = kept[0]
+        else:
             stored = await self._shop.log.settled("tasks", self.task_id, self.task.spec)
             if stored is None:
                 raise LogDamaged(f"task {self.task_id} has no version {self.task.spec}", task_id=self.task_id)
@@ -385,6 +394,8 @@ class Attempt:
             return
         failpoint("attempt.after_outcome")
         self._count(handled.state.status)
+        if handled.state.status is Status.RETRYING and self._to_keep is not None:
+            shop.retries.keep(*self._to_keep)
         self._tell(handled.state, duration_s)
         await shop.acks.ack(self.delivery.lease)
         failpoint("attempt.after_ack")

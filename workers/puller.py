@@ -45,10 +45,11 @@ NAK_UNREADABLE = b'-NAK {"delay": 30000000000}'
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One work item handed to this worker. ``lease``: the subject to renew and acknowledge it on; ``count``: how often
-    it was delivered in all, 1 the first time."""
+    """One work item handed to this worker. ``payload``: the event as it is stored; ``lease``: the subject to renew and
+    acknowledge it on; ``count``: how often it was delivered in all, 1 the first time."""
 
     event: Event
+    payload: bytes
     position: int
     lease: str
     count: int
@@ -215,7 +216,7 @@ class Puller:
             log.error("puller.unreadable_event", subject=message.subject, error=error.detail)
             await self._broker.nc.publish(message.reply, NAK_UNREADABLE)
             return
-        self._deliver(Delivery(event, int(tokens[5]), message.reply, int(tokens[4])))
+        self._deliver(Delivery(event, message.data, int(tokens[5]), message.reply, int(tokens[4])))
 
     async def _on_hint(self, _: Msg) -> None:
         self._looked = 0.0

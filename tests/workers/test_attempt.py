@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 
 from eventq.events.blobs import BlobStore
-from eventq.events.commands import CompleteAttempt, ExpireLease, PauseTask, ResumeTask, StartAttempt
+from eventq.events.commands import CompleteAttempt, ExpireLease, PauseTask, PromoteTask, ResumeTask, StartAttempt
 from eventq.events.data import BlobRef
 from eventq.events.envelope import decode
 from eventq.events.errors import LogUnavailable, Unavailable
-from eventq.events.handle import handle
+from eventq.events.handle import handle, read_task
 from eventq.events.log import EventLog
+from eventq.events.retry import RetryPolicy
 from eventq.events.subjects import EVENTS, work_consumer
 from eventq.events.submitter import Submitter
 from eventq.events.task import Status, Task
@@ -59,7 +60,8 @@ class Bench:
         (message,) = await subscription.fetch(1, timeout=30)
         await subscription.unsubscribe()
         data = message.metadata
-        return Delivery(decode(message.data, message.subject), data.sequence.stream, message.reply, data.num_delivered or 1)
+        event = decode(message.data, message.subject)
+        return Delivery(event, message.data, data.sequence.stream, message.reply, data.num_delivered or 1)
 
     async def attempt(self) -> Attempt:
         return Attempt(await self.take(), self.shop)
@@ -202,6 +204,37 @@ async def test_an_attempt_stopped_before_it_began_never_completes(bench: Bench) 
     await attempt.run()
     await bench.control.until(lambda: len(bench.control.types(task_id)) >= 3, "it is reported")
     assert bench.control.types(task_id)[-1] in {"queued", "completed"}
+
+
+# Again
+
+
+async def test_a_second_attempt_gets_what_was_submitted_not_what_the_first_made_of_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[int]] = []
+
+    @bench.shop.registry.task(name="spoils", retry=RetryPolicy(initial_s=0.0))
+    async def spoils(items: Any) -> int:
+        seen.append(list(items))
+        items.append(99)
+        if len(seen) < 3:
+            raise ValueError("again")
+        return len(items)
+
+    async def never(*_: Any) -> None:
+        pytest.fail("read back")
+
+    monkeypatch.setattr(bench.control.log, "settled", never)
+    task_id = await bench.control.submit("spoils", [1, 2], max_retries=2)
+    for _ in range(3):
+        await (await bench.attempt()).run()
+        if len(seen) < 3:
+            task = await read_task(bench.control.log, task_id, fresh=True)
+            await bench.write(task_id, PromoteTask(task.version, utc_now()))
+    end = await bench.control.ended(task_id)
+    assert isinstance(end.data, Completed)
+    assert seen == [[1, 2]] * 3
 
 
 # Signals
