@@ -24,7 +24,7 @@ from eventq.events.handle import handle
 from eventq.events.ids import new_id
 from eventq.events.ingest import Outgoing, Refused
 from eventq.events.log import EventLog
-from eventq.events.subjects import version_check
+from eventq.events.subjects import EVENTS, version_check
 from eventq.events.task import ABSENT, TASKS, decide
 from eventq.events.task_events import Submitted
 
@@ -87,7 +87,7 @@ async def append(url: str, count: int, in_flight: int) -> Found:
     event, _ = next_event(TASKS, "0" * 36, task, started, source="bench", at=datetime.now(UTC))
     payload = encode(event)
     async with await Broker.connect(url, name="bench append") as broker:
-        appender = PipelinedAppender(broker)
+        appender = PipelinedAppender(broker, EVENTS)
         await appender.start()
 
         async def one() -> None:

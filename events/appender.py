@@ -37,7 +37,6 @@ from eventq.events.broker import Broker
 from eventq.events.errors import LogUnavailable
 from eventq.events.group import Group
 from eventq.events.ingest import ADD, BATCH_REFUSED, BATCH_UNKNOWN, OPEN, Outgoing, error_of, reply_subject
-from eventq.events.subjects import EVENTS
 
 log = structlog.get_logger("eventq.appender")
 
@@ -60,7 +59,7 @@ WATCH_S = 0.25
 
 @dataclass(slots=True)
 class Entry:
-    """One event on its way: ready to be sent again without being encoded again."""
+    """One message on its way: ready to be sent again without being encoded again."""
 
     message: Outgoing
     answer: asyncio.Future[int | None]
@@ -85,10 +84,11 @@ class Appender(Protocol):
 
 
 class PlainAppender:
-    """One request for each event; knows the position of what it stored."""
+    """One request for each message; knows the position of what it stored."""
 
-    def __init__(self, broker: Broker) -> None:
+    def __init__(self, broker: Broker, stream: str) -> None:
         self._broker = broker
+        self._stream = stream
 
     async def append(self, message: Outgoing) -> int | None:
         """See :class:`Appender`."""
@@ -96,7 +96,11 @@ class PlainAppender:
         while True:
             try:
                 ack = await self._broker.js.publish(
-                    message.subject, message.payload, headers=dict(message.check), stream=EVENTS, timeout=PLAIN_TIMEOUT_S
+                    message.subject,
+                    message.payload,
+                    headers=dict(message.headers),
+                    stream=self._stream,
+                    timeout=PLAIN_TIMEOUT_S,
                 )
             except APIError as error:
                 raise error_of(error.err_code or 0, error.description or str(error)) from error
@@ -117,15 +121,15 @@ class PlainAppender:
 
 
 class PipelinedAppender:
-    """One open fast-ingest batch shared by all appends of the process. Does not learn positions.
+    """One open fast-ingest batch shared by all appends of the process to ``stream``. Does not learn positions.
 
     Start with :meth:`start`. State: ``_waiting`` maps the batch sequence of every unanswered message to its entry, in
     order of sending; opening a new batch renumbers them all.
     """
 
-    def __init__(self, broker: Broker) -> None:
+    def __init__(self, broker: Broker, stream: str) -> None:
         self._broker = broker
-        self._plain = PlainAppender(broker)
+        self._plain = PlainAppender(broker, stream)
         self._refused_until = 0.0
         self._waiting: OrderedDict[int, Entry] = OrderedDict()
         self._groups: dict[str, Group] = {}
@@ -209,7 +213,7 @@ class PipelinedAppender:
         self._last_sent = entry.sent = time.monotonic()
         reply = reply_subject(self._inbox, self._batch, 1, self._sequence, operation)
         try:
-            await self._broker.nc.publish(entry.message.subject, entry.message.payload, reply, headers=entry.message.check)
+            await self._broker.nc.publish(entry.message.subject, entry.message.payload, reply, headers=entry.message.headers)
         except nats.errors.ConnectionClosedError:
             self._settle_all(LogUnavailable("the connection to the broker is closed"))
         except nats.errors.Error:

@@ -19,10 +19,10 @@ async def end_attempt(
     Raises what the rules say, and ``LogUnavailable``."""
     due_at = _due_at(command) if task.failures < task.max_retries else None
     if due_at is not None:
-        await set_timer(log.broker, Hint("tasks", task_id, DUE, task.version + 1), due_at)
+        await set_timer(log.timers, Hint("tasks", task_id, DUE, task.version + 1), due_at)
     handled = await handle(log, task_id, command, source=source, trace=trace, task=task)
     if handled.state.due_at is not None and handled.state.version != task.version + 1:
-        await set_timer(log.broker, Hint("tasks", task_id, DUE, handled.state.version), handled.state.due_at)
+        await set_timer(log.timers, Hint("tasks", task_id, DUE, handled.state.version), handled.state.due_at)
     return handled
 
 

@@ -103,6 +103,7 @@ def stream_configs(config: BrokerConfig) -> list[StreamConfig]:
             subjects=TIMER_SUBJECTS,
             retention=RetentionPolicy.WORK_QUEUE,
             allow_direct=True,
+            allow_batched=True,
             allow_msg_schedules=True,
             allow_rollup_hdrs=True,
             **common,

@@ -49,7 +49,7 @@ class Group:
             for number, message in enumerate(self._messages, 1):
                 operation = OPEN if number == 1 else ADD_AND_COMMIT if number == last else ADD
                 reply = reply_subject(inbox, self.batch, FLOW, number, operation)
-                await nc.publish(message.subject, message.payload, reply, headers=message.check)
+                await nc.publish(message.subject, message.payload, reply, headers=message.headers)
         except nats.errors.Error:
             self.give_up()  # disconnected, with a full buffer
 

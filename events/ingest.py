@@ -25,11 +25,11 @@ class Refused(Exception):
 
 
 class Outgoing(NamedTuple):
-    """An encoded event on its way. ``check``: the headers that store it only where its version is free."""
+    """A message on its way into a stream. ``headers``: of an event, those that store it only where its version is free."""
 
     subject: str
     payload: bytes
-    check: dict[str, str]
+    headers: dict[str, str]
 
 
 def reply_subject(inbox: str, batch: str, flow: int, number: int, operation: int) -> str:

@@ -17,7 +17,7 @@ from eventq.events.envelope import Event, Stored, decode, encode
 from eventq.events.errors import EventqError, LogUnavailable, VersionConflict
 from eventq.events.ingest import Outgoing, Refused
 from eventq.events.routes import LEASE_DEFAULT_S, Routes
-from eventq.events.subjects import EVENTS, aggregate_filter, version_check, version_filter
+from eventq.events.subjects import EVENTS, TIMERS, aggregate_filter, version_check, version_filter
 
 TRUST_S = 10.0
 """How long an append waits for a lost connection to be back and the broker to be the same."""
@@ -30,8 +30,10 @@ failed. Replicated streams do that."""
 class EventLog:
     """One per process. ``pipelined=False`` publishes one by one, which tells positions and costs more."""
 
-    def __init__(self, broker: Broker, appender: Appender, routes: Routes) -> None:
+    def __init__(self, broker: Broker, appender: Appender, timers: Appender, routes: Routes) -> None:
         self.broker = broker
+        self.timers = timers
+        """Takes the timers that events wait for (``timers.py``)."""
         self.routes = routes
         self.echoes: Echoes | None = None
         """Set where the process follows the log as well."""
@@ -41,15 +43,18 @@ class EventLog:
     async def open(cls, broker: Broker, *, lease_s: float = LEASE_DEFAULT_S, pipelined: bool = True) -> Self:
         """Open the log on a connection whose broker was bootstrapped. From then on no other log is written to over it."""
         await broker.guard(EVENTS)
+        routes = Routes(broker, lease_s=lease_s)
         if not pipelined:
-            return cls(broker, PlainAppender(broker), Routes(broker, lease_s=lease_s))
-        appender = PipelinedAppender(broker)
-        await appender.start()
-        return cls(broker, appender, Routes(broker, lease_s=lease_s))
+            return cls(broker, PlainAppender(broker, EVENTS), PlainAppender(broker, TIMERS), routes)
+        events, timers = PipelinedAppender(broker, EVENTS), PipelinedAppender(broker, TIMERS)
+        await events.start()
+        await timers.start()
+        return cls(broker, events, timers, routes)
 
     async def close(self) -> None:
         """Stop appending. The connection stays open: it is not the log's."""
         await self._appender.close()
+        await self.timers.close()
 
     async def append(self, event: Event) -> int | None:
         """Store the event as its version. Answers its position where the path tells it, else ``None``.

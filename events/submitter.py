@@ -117,7 +117,7 @@ class Submitter:
     async def _set_timers(self, task_id: str, submitted: Submitted, now: datetime) -> None:
         if _has_timers(submitted):
             await set_task_timers(
-                self._log.broker,
+                self._log.timers,
                 task_id,
                 version=1,
                 due_at=submitted.scheduled_at,

@@ -9,14 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
-import nats.errors
 import orjson
-from nats.js.errors import APIError
 
-from eventq.events.broker import Broker
+from eventq.events.appender import Appender
 from eventq.events.errors import InvalidInput, LogUnavailable
 from eventq.events.ids import check_id
-from eventq.events.subjects import TIMERS, due_subject, timer_subject
+from eventq.events.ingest import Outgoing
+from eventq.events.subjects import due_subject, timer_subject
 
 SCHEDULE, SCHEDULE_TARGET = "Nats-Schedule", "Nats-Schedule-Target"
 
@@ -48,7 +47,7 @@ class Hint:
         return f"{self.kind}.{self.id}.{self.what}.{self.version}"
 
 
-async def set_timer(broker: Broker, hint: Hint, due_at: datetime) -> None:
+async def set_timer(timers: Appender, hint: Hint, due_at: datetime) -> None:
     """At ``due_at`` (aware; the past means at once) deliver the hint to the promoter. Setting it again replaces it.
 
     Raises ``LogUnavailable`` where the broker did not take it.
@@ -63,21 +62,21 @@ async def set_timer(broker: Broker, hint: Hint, due_at: datetime) -> None:
     }
     body = orjson.dumps({"kind": hint.kind, "id": hint.id, "what": hint.what, "version": hint.version})
     try:
-        await broker.js.publish(timer_subject(hint.tokens), body, headers=headers, stream=TIMERS, timeout=5)
-    except (APIError, nats.errors.Error, TimeoutError) as error:
-        raise LogUnavailable(f"the timer could not be set: {error!r}") from error
+        await timers.append(Outgoing(timer_subject(hint.tokens), body, headers))
+    except LogUnavailable as error:
+        raise LogUnavailable(f"the timer could not be set: {error.detail}", **error.fields) from error
 
 
 async def set_task_timers(
-    broker: Broker, task_id: str, *, version: int, due_at: datetime | None, queue_timeout_s: float | None, now: datetime
+    timers: Appender, task_id: str, *, version: int, due_at: datetime | None, queue_timeout_s: float | None, now: datetime
 ) -> None:
     """Set what a task will need that is about to become version ``version``: ``due_at`` where it waits for a time, and when
     it times out in its queue. Raises ``LogUnavailable``."""
     if due_at is not None:
-        await set_timer(broker, Hint("tasks", task_id, DUE, version), due_at)
+        await set_timer(timers, Hint("tasks", task_id, DUE, version), due_at)
     if queue_timeout_s is not None:
         start_by = max(due_at or now, now) + timedelta(seconds=queue_timeout_s + START_BY_SLACK_S)
-        await set_timer(broker, Hint("tasks", task_id, START_BY, version), start_by)
+        await set_timer(timers, Hint("tasks", task_id, START_BY, version), start_by)
 
 
 def read_hint(payload: bytes, fired_at: datetime | None = None) -> Hint | None:

@@ -293,7 +293,7 @@ class Coordinator:
         soonest = min((each for each in limits if each is not None), default=None)
         if soonest is not None:
             due_at = self._time() + timedelta(seconds=soonest)
-            await set_timer(self._log.broker, Hint("workflows", run.workflow_id, DEADLINE, run.state.version + 1), due_at)
+            await set_timer(self._log.timers, Hint("workflows", run.workflow_id, DEADLINE, run.state.version + 1), due_at)
 
     async def _make(self, followed: Followed) -> None:
         """Make the tasks that were released, where they do not exist."""

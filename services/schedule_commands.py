@@ -54,7 +54,7 @@ async def create(api: Api, body: ScheduleRequest, requested_by: str, trace: Trac
     now = await broker_clock(api.log.broker)()
     next_at = first_due(spec, NO_SCHEDULE, now)
     if body.enabled and (await read_state(api.log, SCHEDULES, schedule_id)).version == 0:
-        await set_timer(api.log.broker, tick_hint(schedule_id), next_at)
+        await set_timer(api.log.timers, tick_hint(schedule_id), next_at)
     command = CreateSchedule(spec, next_at, paused=not body.enabled, requested_by=requested_by)
     return schedule_id, await _handled(api, schedule_id, command, trace, NO_SCHEDULE)
 
@@ -85,7 +85,7 @@ async def change(
         decided = SCHEDULES.decide(command, schedule)  # raises before a timer is set for nothing
         next_at = getattr(decided[0], "next_at", None) if decided else None
         if next_at is not None:
-            await set_timer(api.log.broker, tick_hint(schedule_id), next_at)
+            await set_timer(api.log.timers, tick_hint(schedule_id), next_at)
         try:
             return await _handled(api, schedule_id, command, trace, schedule)
         except IllegalTransition:

@@ -93,7 +93,7 @@ class TickMaker:
             # Replaced, doubled, or come again because a scheduler died after it had decided.
             await self._make_missing(schedule_id)
             if schedule.waiting and schedule.next_at is not None:
-                await set_timer(self._log.broker, tick_hint(schedule_id), schedule.next_at)
+                await set_timer(self._log.timers, tick_hint(schedule_id), schedule.next_at)
             return True
         busy = schedule.required_spec.overlap == "skip" and await self._busy(schedule_id, schedule)
         long_ago = now - schedule.next_at > AT_ONCE_MAX_LAG
@@ -105,7 +105,7 @@ class TickMaker:
         assert ticked is not None
         failpoint("schedule.before_timer")
         if ticked.next_at is not None:
-            await set_timer(self._log.broker, tick_hint(schedule_id), ticked.next_at)
+            await set_timer(self._log.timers, tick_hint(schedule_id), ticked.next_at)
         failpoint("schedule.before_ticked")
         command = TickSchedule(schedule.version, ticked)
         try:
@@ -201,7 +201,7 @@ class ScheduleSweep:
         overdue = [schedule_id for schedule_id, next_at in self._waiting.items() if next_at < late]
         for schedule_id in overdue:
             # The broker decides when it is due, and hands it to one scheduler.
-            await set_timer(self._log.broker, tick_hint(schedule_id), self._waiting[schedule_id])
+            await set_timer(self._log.timers, tick_hint(schedule_id), self._waiting[schedule_id])
         made = 0
         for task_id, (schedule_id, fact) in list(self._unmade.items()):
             if datetime.fromtimestamp(fact.stored_ns / 1e9, UTC) < late:

@@ -90,15 +90,15 @@ async def change(api: Api, task_id: str, command_for: CommandFor, trace: Trace) 
 
 async def _set_timers(api: Api, task_id: str, after: Task) -> None:
     """The timers that the task will need once it is ``after``."""
-    broker = api.log.broker
+    timers = api.log.timers
     if after.status in (Status.SCHEDULED, Status.RETRYING) and after.due_at is not None:
-        await set_timer(broker, Hint("tasks", task_id, DUE, after.version), after.due_at)
+        await set_timer(timers, Hint("tasks", task_id, DUE, after.version), after.due_at)
     start_by = after.start_by
     if start_by is None and after.queue_timeout_s is not None and after.status is Status.SCHEDULED and after.due_at:
         start_by = after.due_at + timedelta(seconds=after.queue_timeout_s)
     if start_by is not None:
         hint = Hint("tasks", task_id, START_BY, after.version)
-        await set_timer(broker, hint, start_by + timedelta(seconds=START_BY_SLACK_S))
+        await set_timer(timers, hint, start_by + timedelta(seconds=START_BY_SLACK_S))
 
 
 async def _changed(api: Api, before: Submitted, body: UpdateRequest) -> Submitted:

@@ -73,7 +73,7 @@ class TaskTimers:
         scheduled = task.version == hint.version and task.status is Status.SCHEDULED
         if scheduled and task.due_at is not None and task.due_at <= now:
             version, timeout_s = task.version + 1, task.queue_timeout_s
-            await set_task_timers(self._log.broker, hint.id, version=version, due_at=None, queue_timeout_s=timeout_s, now=now)
+            await set_task_timers(self._log.timers, hint.id, version=version, due_at=None, queue_timeout_s=timeout_s, now=now)
 
     def _spent(self, hint: Hint, task: Task) -> bool:
         """Whether a hint was refused for good. The event that it waits for may have come right after it was: then it is due."""
@@ -87,7 +87,7 @@ class TaskTimers:
     async def _still_waiting(self, hint: Hint, task: Task) -> bool:
         """Nothing was due: set the timer right if it was wrong, wait if the event is yet to come, else forget the hint."""
         if task.version == hint.version and task.due_at is not None:
-            await set_timer(self._log.broker, hint, task.due_at)
+            await set_timer(self._log.timers, hint, task.due_at)
         return task.version >= hint.version
 
     async def expire_wait(self, hint: Hint) -> bool:
@@ -110,5 +110,5 @@ class TaskTimers:
         if task.version < hint.version:
             return False
         if task.start_by is not None:
-            await set_timer(self._log.broker, hint, task.start_by)
+            await set_timer(self._log.timers, hint, task.start_by)
         return True

@@ -104,7 +104,7 @@ async def _known(api: Api, workflow_id: str, record: Idempotency) -> Workflow | 
 
 async def _set_deadline(api: Api, workflow_id: str, deadline_at: datetime, version: int) -> None:
     at = deadline_at + timedelta(seconds=DEADLINE_SLACK_S)
-    await set_timer(api.log.broker, Hint("workflows", workflow_id, DEADLINE, version), at)
+    await set_timer(api.log.timers, Hint("workflows", workflow_id, DEADLINE, version), at)
 
 
 async def _created(

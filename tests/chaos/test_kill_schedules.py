@@ -36,7 +36,7 @@ STEPS = (
 async def create(log: EventLog, schedule_id: str, first: datetime, last: datetime) -> None:
     """A schedule that missed all of its due times: one tick deals with them."""
     spec = ScheduleSpec(cron="* * * * *", task=TASK, catch_up="all", ends_at=last)
-    await set_timer(log.broker, tick_hint(schedule_id), first)
+    await set_timer(log.timers, tick_hint(schedule_id), first)
     await handle_any(log, SCHEDULES, schedule_id, CreateSchedule(spec, first, False, "ada"), source="test")
 
 

@@ -127,6 +127,9 @@ def met(control: Control) -> Counter[str]:
     return found
 
 
+MORE_RACES = 3
+"""At most: on a slow machine one race of chance may not bring everything about."""
+
 EXPECTED = {
     *("COMPLETED", "CANCELLED", "TIMED_OUT", "execution_timeout", "heartbeat_timeout", "queue_timeout", "lease expired"),
     *("cancel_requested", "pause_requested", "paused", "resumed", "updated"),
@@ -138,6 +141,10 @@ async def test_a_task_that_everybody_wants_something_of_comes_to_one_end(
 ) -> None:
     _, (doomed, _) = await asyncio.gather(site.started("scheduler"), site.workers(2, stop_s=0.2))
     await asyncio.gather(race(control, rng), replace_in_the_middle(site, control, doomed))
+    for _ in range(MORE_RACES):
+        if met(control).keys() >= EXPECTED:
+            break
+        await race(control, rng)
     await control.check()
     assert met(control).keys() >= EXPECTED, f"no race to speak of: {met(control)}"
 

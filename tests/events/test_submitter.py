@@ -17,6 +17,7 @@ import orjson
 import pytest
 
 from eventq.events import submitter as module
+from eventq.events.appender import Appender
 from eventq.events.broker import Broker
 from eventq.events.commands import CancelTask
 from eventq.events.errors import IllegalTransition, LogUnavailable, VersionConflict
@@ -212,10 +213,10 @@ async def test_of_tasks_stored_together_one_whose_timer_cannot_be_set_is_not_sto
 ) -> None:
     now = datetime.now(UTC)
 
-    async def fails(broker: Broker, task_id: str, **rest: Any) -> None:
+    async def fails(timers: Appender, task_id: str, **rest: Any) -> None:
         if task_id == "unlucky":
             raise LogUnavailable("the timer could not be set")
-        await set_task_timers(broker, task_id, **rest)
+        await set_task_timers(timers, task_id, **rest)
 
     monkeypatch.setattr(module, "set_task_timers", fails)
     wanted = submission(scheduled_at=now + HOUR)

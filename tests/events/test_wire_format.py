@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from eventq.events.appender import PlainAppender
 from eventq.events.broker import Broker
 from eventq.events.commands import (
     CancelTask,
@@ -28,6 +29,7 @@ from eventq.events.handle import handle
 from eventq.events.log import EventLog
 from eventq.events.report import Log, LogLine, Progress
 from eventq.events.reporting import publish_report
+from eventq.events.subjects import TIMERS
 from eventq.events.timers import Hint, set_timer
 from tests.events.bare_client import stream_view, tap
 from tests.events.given import ERROR, submission
@@ -194,7 +196,7 @@ async def test_progress_and_log_lines_are_beside_the_history(broker: Broker, own
 
 
 async def test_a_timer_fires_as_a_message_to_its_task_and_version(broker: Broker, own_nats_server: NatsServer) -> None:
-    await set_timer(broker, Hint("tasks", "t1", "due", 3), datetime.now(UTC) - timedelta(seconds=1))
+    await set_timer(PlainAppender(broker, TIMERS), Hint("tasks", "t1", "due", 3), datetime.now(UTC) - timedelta(seconds=1))
     subscription = await broker.js.pull_subscribe_bind("promoter", "TIMERS")
     [fired] = await subscription.fetch(1, timeout=5)
     body = b'{"kind":"tasks","id":"t1","what":"due","version":3}'

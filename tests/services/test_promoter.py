@@ -113,7 +113,7 @@ async def test_a_scheduled_task_becomes_ready_at_its_time_and_never_before(contr
 
 async def test_a_timer_that_fires_before_its_event_is_stored_is_not_forgotten(control: Control) -> None:
     task_id = new_id()
-    await set_timer(control.broker, due(task_id), now())
+    await set_timer(control.log.timers, due(task_id), now())
     async with running(control):
         await eventually(lambda: _delivered_again(control), timeout=30, what="the early hint comes again")
         await control.submit_as(task_id, "chaos.quick", scheduled_at=now() + SOON)
@@ -128,8 +128,8 @@ async def _delivered_again(control: Control) -> bool:
 
 async def test_a_timer_set_again_replaces_the_one_before(control: Control) -> None:
     task_id = await control.submit("chaos.quick", scheduled_at=now() + SOON)
-    await set_timer(control.broker, due(task_id), now() + LATER)
-    await set_timer(control.broker, due(task_id), now() + SOON)
+    await set_timer(control.log.timers, due(task_id), now() + LATER)
+    await set_timer(control.log.timers, due(task_id), now() + SOON)
     assert await hints_left(control) == 1
     async with running(control):
         await control.until(lambda: promoted(control, task_id), "the task becomes ready")
@@ -333,8 +333,8 @@ async def test_a_hint_about_a_wait_that_is_refused_in_the_instant_before_it_begi
 async def test_the_hint_of_a_task_that_is_never_made_is_given_up(control: Control, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its submitter died between the timer and the event."""
     monkeypatch.setattr(module, "EARLY_DELAY_MAX_S", 0.01)
-    await set_timer(control.broker, due(new_id()), now())
-    await set_timer(control.broker, start_by(new_id()), now())
+    await set_timer(control.log.timers, due(new_id()), now())
+    await set_timer(control.log.timers, start_by(new_id()), now())
     async with running(control):
         await until_spent(control)
     assert control.tasks == {}

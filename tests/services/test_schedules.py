@@ -254,7 +254,7 @@ async def _ticked(bed: Bed) -> bool:
 async def test_a_timer_ticks_by_the_brokers_clock(bed: Bed) -> None:
     now = datetime.now(UTC).replace(second=0, microsecond=0)
     async with bed.scheduler():
-        await set_timer(bed.log.broker, tick_hint("s"), now)
+        await set_timer(bed.log.timers, tick_hint("s"), now)
         await bed.create(next_at=now)
         await eventually(lambda: _ticked(bed), timeout=30, what="the schedule ticks")
         await eventually(lambda: _some_task(bed), timeout=30, what="the task is made")
