@@ -53,6 +53,9 @@ IDLE_S = 7.0
 GROUP_MIN = 8
 """Fewer messages that come together go through the pipe: a batch of their own costs two answers."""
 
+GROUPS_MAX = 4
+"""Groups on their way at once. More would wait for each other at the broker, and look like silence where syncing is slow."""
+
 PLAIN_TIMEOUT_S = 2.0
 WATCH_S = 0.25
 
@@ -133,6 +136,7 @@ class PipelinedAppender:
         self._refused_until = 0.0
         self._waiting: OrderedDict[int, Entry] = OrderedDict()
         self._groups: dict[str, Group] = {}
+        self._group_turns = asyncio.Semaphore(GROUPS_MAX)
         self._inbox = broker.nc.new_inbox()
         self._batch = ""
         self._given_up = False
@@ -169,21 +173,31 @@ class PipelinedAppender:
 
     async def append_all(self, messages: Sequence[Outgoing]) -> list[BaseException | None]:
         """See :class:`Appender`."""
-        if len(messages) < GROUP_MIN or time.monotonic() < self._refused_until or self._closed:
+        if len(messages) < GROUP_MIN:
             return await _one_by_one(self, messages)
         group = Group(messages)
-        self._groups[group.batch] = group
-        try:
-            await group.send(self._broker.nc, self._inbox)
-            settled = await group.settled(STALL_S)
-        finally:
-            del self._groups[group.batch]
+        async with self._group_turns:
+            if self._closed or time.monotonic() < self._refused_until:
+                return await _one_by_one(self, messages)
+            self._groups[group.batch] = group
+            try:
+                await group.send(self._broker.nc, self._inbox)
+                settled = await group.settled(STALL_S, lambda: self._last_heard)
+            finally:
+                del self._groups[group.batch]
         outcomes: list[BaseException | None] = [group.errors.get(number) for number in range(1, len(messages) + 1)]
-        if not settled:  # how far it came nobody knows: what was stored is refused now, and read back
-            left = [number for number, outcome in enumerate(outcomes) if outcome is None]
-            for number, outcome in zip(left, await _one_by_one(self, [messages[n] for n in left]), strict=True):
-                outcomes[number] = outcome
+        if settled:
+            return outcomes
+        left = [number for number, outcome in enumerate(outcomes) if outcome is None]
+        for number, outcome in zip(left, await self._again([messages[n] for n in left]), strict=True):
+            outcomes[number] = outcome
         return outcomes
+
+    async def _again(self, messages: Sequence[Outgoing]) -> list[BaseException | None]:
+        """Send what may be stored or not: what is stored will be refused, and read back."""
+        if self._closed:
+            return [LogUnavailable("the appender was closed before the broker answered")] * len(messages)
+        return await _one_by_one(self, messages)
 
     async def close(self) -> None:
         """See :class:`Appender`. Safe to call twice."""
@@ -221,6 +235,8 @@ class PipelinedAppender:
 
     async def _on_answer(self, message: Msg) -> None:
         batch = message.subject.split(".")[2]
+        if message.data:
+            self._last_heard = time.monotonic()
         if (group := self._groups.get(batch)) is not None:
             group.take(message.data)
             return
@@ -228,7 +244,6 @@ class PipelinedAppender:
             return  # of a batch that was given up; what it held is sent again
         if not message.data:
             return  # no responders: the stream has no leader at the moment; the watchdog sends again in a while
-        self._last_heard = time.monotonic()
         answer: dict[str, Any] = orjson.loads(message.data)
         error: dict[str, Any] | None = answer.get("error")
         if error is not None:
@@ -247,12 +262,12 @@ class PipelinedAppender:
                 entry.answer.set_result(None)
 
     async def _on_error(self, answer: dict[str, Any], error: dict[str, Any]) -> None:
-        code: int = error.get("err_code", 0)
+        code, number = int(error.get("err_code", 0)), int(answer.get("seq", 0))
         if code == BATCH_UNKNOWN:
             self._reopen()
-        elif code in BATCH_REFUSED:
+        elif code in BATCH_REFUSED or number < 1:  # without saying which message: each is asked for by itself
             await self._fall_back(error.get("description", ""))
-        elif (entry := self._waiting.pop(int(answer.get("seq", 0)), None)) is not None and not entry.answer.done():
+        elif (entry := self._waiting.pop(number, None)) is not None and not entry.answer.done():
             entry.answer.set_exception(error_of(code, error.get("description", "")))
 
     def _on_reconnect(self) -> None:

@@ -1,6 +1,7 @@
 """What a process has written comes back to it where it follows the log as well: the same bytes need not be parsed again.
 
-Written in the event loop, read in the thread that folds.
+Written in the event loop, read in the thread that folds; each step is one operation of a dict, and what is found is compared
+byte by byte.
 """
 
 from __future__ import annotations
@@ -8,7 +9,10 @@ from __future__ import annotations
 from eventq.events.envelope import Event, decode
 
 ECHOES_MAX = 10_000
-"""Events that have not come back, some KB each. Where so many are waited for, all are forgotten, and parsed as others' are."""
+"""Events that have not come back. Where so many are waited for all are forgotten, and parsed as others' are."""
+
+ECHO_MAX_BYTES = 4_096
+"""Larger ones are parsed: what is remembered has a bound."""
 
 
 class Echoes:
@@ -19,9 +23,15 @@ class Echoes:
 
     def expect(self, event: Event, payload: bytes) -> None:
         """``event`` is about to be stored as ``payload``."""
+        if len(payload) > ECHO_MAX_BYTES:
+            return
         if len(self._written) >= ECHOES_MAX:
             self._written.clear()
         self._written[event.subject] = (payload, event)
+
+    def forget(self, event: Event) -> None:
+        """It was not stored, as far as is known."""
+        self._written.pop(event.subject, None)
 
     def decode(self, payload: bytes, subject: str) -> Event:
         """As :func:`eventq.events.envelope.decode`."""

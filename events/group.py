@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import nats.errors
@@ -39,7 +39,7 @@ class Group:
         self.batch = secrets.token_hex(8)
         self.errors: dict[int, Exception] = {}
         self._messages = messages
-        self._heard = time.monotonic()
+        self._sent = time.monotonic()
         self._settled: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
     async def send(self, nc: Client, inbox: str) -> None:
@@ -50,6 +50,7 @@ class Group:
                 operation = OPEN if number == 1 else ADD_AND_COMMIT if number == last else ADD
                 reply = reply_subject(inbox, self.batch, FLOW, number, operation)
                 await nc.publish(message.subject, message.payload, reply, headers=message.headers)
+            self._sent = time.monotonic()
         except nats.errors.Error:
             self.give_up()  # disconnected, with a full buffer
 
@@ -58,7 +59,6 @@ class Group:
         if not data:
             self.give_up()  # no responders: the stream has no leader at the moment
             return
-        self._heard = time.monotonic()
         answer: dict[str, Any] = orjson.loads(data)
         if (error := answer.get("error")) is not None:
             self._refuse(answer, error)
@@ -71,20 +71,21 @@ class Group:
         """What becomes of the rest is not known."""
         self._settle(committed=False)
 
-    async def settled(self, stall_s: float) -> bool:
-        """Wait for the commit. False where the outcome is open: given up, or nothing heard for ``stall_s``."""
+    async def settled(self, stall_s: float, last_heard: Callable[[], float]) -> bool:
+        """Wait for the commit. False where the outcome is open: given up, or nothing at all heard for ``stall_s`` seconds."""
         while not self._settled.done():
-            if time.monotonic() - self._heard > stall_s:
+            patience_s = max(self._sent, last_heard()) + stall_s - time.monotonic()
+            if patience_s <= 0:
                 return False
-            await asyncio.wait((self._settled,), timeout=stall_s)
+            await asyncio.wait((self._settled,), timeout=patience_s)
         return self._settled.result()
 
     def _refuse(self, answer: dict[str, Any], error: dict[str, Any]) -> None:
-        code: int = error.get("err_code", 0)
-        if code == BATCH_UNKNOWN or code in BATCH_REFUSED:
-            self.give_up()
+        code, number = int(error.get("err_code", 0)), int(answer.get("seq", 0))
+        if code == BATCH_UNKNOWN or code in BATCH_REFUSED or number < 1:
+            self.give_up()  # the batch is refused, or a message without saying which
         else:
-            self.errors[int(answer.get("seq", 0))] = error_of(code, error.get("description", ""))
+            self.errors[number] = error_of(code, error.get("description", ""))
 
     def _settle(self, *, committed: bool) -> None:
         if not self._settled.done():

@@ -14,10 +14,10 @@ from eventq.events.appender import Appender, PipelinedAppender, PlainAppender
 from eventq.events.broker import Broker
 from eventq.events.echoes import Echoes
 from eventq.events.envelope import Event, Stored, decode, encode
-from eventq.events.errors import EventqError, LogUnavailable, VersionConflict
+from eventq.events.errors import EventqError, LogUnavailable, PayloadTooLarge, VersionConflict
 from eventq.events.ingest import Outgoing, Refused
 from eventq.events.routes import LEASE_DEFAULT_S, Routes
-from eventq.events.subjects import EVENTS, TIMERS, aggregate_filter, version_check, version_filter
+from eventq.events.subjects import EVENTS, TIMERS, Route, aggregate_filter, version_check, version_filter
 
 TRUST_S = 10.0
 """How long an append waits for a lost connection to be back and the broker to be the same."""
@@ -63,66 +63,103 @@ class EventLog:
         space, ``LogUnavailable`` when the outcome is unknown, ``PayloadTooLarge`` above 256 KiB.
         """
         message = await self._outgoing(event)
-        for _ in range(REFUSALS_MAX):
-            try:
-                if not self.broker.trusted.is_set():
-                    await self._until_trusted()
-                return await self._appender.append(message)
-            except Refused:
-                found = await self.at(event.aggregate, event.aggregate_id, event.version)
-                if found is None and event.version == 1:  # it was erased; what came after it was not
-                    found = await self.last(event.aggregate, event.aggregate_id, fresh=True)
-                if found is None:
-                    await asyncio.sleep(0.02)
-                elif found.event.id == event.id:
-                    return found.position  # our own write, answered twice
-                else:
-                    raise VersionConflict(event.aggregate_id, event.version) from None
-        raise LogUnavailable(f"version {event.version} of {event.aggregate_id} is refused and yet free")
+        try:
+            await self._until_trusted()
+            return await self._store(event, message)
+        except EventqError:
+            self._forget(event)
+            raise
 
     async def append_all(self, events: Sequence[Event]) -> list[BaseException | None]:
         """Store events of different histories together. Answers, of each, what :meth:`append` would have raised."""
-        outcomes = list[BaseException | None]()
-        messages = list[Outgoing]()
-        for event in events:
+        outcomes: dict[int, BaseException | None] = dict.fromkeys(range(len(events)), None)
+        no_route = await self._missing_routes(events)
+        messages: dict[int, Outgoing] = {}
+        for number, event in enumerate(events):
+            if (problem := no_route.get(event.route)) is not None:
+                outcomes[number] = problem
+                continue
             try:
-                messages.append(await self._outgoing(event))
-                outcomes.append(None)
-            except EventqError as error:
-                outcomes.append(error)
-        sent = [number for number, outcome in enumerate(outcomes) if outcome is None]
-        for number, outcome in zip(sent, await self._send_all(messages), strict=True):
-            # Sent once more it is refused once more, and looked for.
-            outcomes[number] = await self._outcome(events[number]) if isinstance(outcome, Refused) else outcome
-        return outcomes
+                messages[number] = self._encoded(event)
+            except PayloadTooLarge as error:
+                outcomes[number] = error
+        outcomes |= zip(messages, await self._send_all([*messages.values()]), strict=True)
+        refused = [number for number, outcome in outcomes.items() if isinstance(outcome, Refused)]
+        outcomes |= zip(refused, await asyncio.gather(*(self._outcome(events[n], messages[n]) for n in refused)), strict=True)
+        for number, outcome in outcomes.items():
+            if outcome is not None:
+                self._forget(events[number])
+        return [*outcomes.values()]
+
+    async def _missing_routes(self, events: Sequence[Event]) -> dict[Route | None, LogUnavailable]:
+        """The routes of these events whose consumers cannot be made, and why. Each is asked for once."""
+        routes = list(dict.fromkeys(event.route for event in events if event.route is not None))
+        outcomes = await asyncio.gather(*map(self._ensure, routes), return_exceptions=True)
+        return {route: error for route, error in zip(routes, outcomes, strict=True) if isinstance(error, LogUnavailable)}
+
+    async def _ensure(self, route: Route) -> None:
+        try:
+            await self.routes.ensure(route)
+        except (APIError, nats.errors.Error, TimeoutError) as error:
+            raise LogUnavailable(f"nothing was stored: the queue's consumer cannot be made: {error!r}") from error
 
     async def _outgoing(self, event: Event) -> Outgoing:
+        message = self._encoded(event)
+        if event.route is not None:
+            await self._ensure(event.route)
+        return message
+
+    def _encoded(self, event: Event) -> Outgoing:
         payload = encode(event)
         if self.echoes is not None:
             self.echoes.expect(event, payload)
-        if event.route is not None:
-            try:
-                await self.routes.ensure(event.route)
-            except (APIError, nats.errors.Error, TimeoutError) as error:
-                raise LogUnavailable(f"nothing was stored: the queue's consumer cannot be made: {error!r}") from error
         return Outgoing(event.subject, payload, version_check(event.aggregate, event.aggregate_id, event.version))
+
+    def _forget(self, event: Event) -> None:
+        if self.echoes is not None:
+            self.echoes.forget(event)
 
     async def _send_all(self, messages: Sequence[Outgoing]) -> list[BaseException | None]:
         try:
-            if not self.broker.trusted.is_set():
-                await self._until_trusted()
+            await self._until_trusted()
         except LogUnavailable as error:
             return [error] * len(messages)
         return await self._appender.append_all(messages)
 
-    async def _outcome(self, event: Event) -> EventqError | None:
+    async def _outcome(self, event: Event, message: Outgoing) -> EventqError | None:
+        """What became of an event whose version is taken, by itself or by another."""
         try:
-            await self.append(event)
+            if await self._written(event) is None:
+                await self._store(event, message)
         except EventqError as error:
             return error
         return None
 
+    async def _store(self, event: Event, message: Outgoing) -> int | None:
+        for _ in range(REFUSALS_MAX):
+            try:
+                return await self._appender.append(message)
+            except Refused:
+                if (position := await self._written(event)) is not None:
+                    return position
+                await asyncio.sleep(0.02)
+                await self._until_trusted()
+        raise LogUnavailable(f"version {event.version} of {event.aggregate_id} is refused and yet free")
+
+    async def _written(self, event: Event) -> int | None:
+        """Where the event stands; ``None`` where nothing has its version. Raises ``VersionConflict`` where another has."""
+        found = await self.at(event.aggregate, event.aggregate_id, event.version)
+        if found is None and event.version == 1:  # it was erased; what came after it was not
+            found = await self.last(event.aggregate, event.aggregate_id, fresh=True)
+        if found is None:
+            return None
+        if found.event.id != event.id:
+            raise VersionConflict(event.aggregate_id, event.version) from None
+        return found.position
+
     async def _until_trusted(self) -> None:
+        if self.broker.trusted.is_set():
+            return
         try:
             async with asyncio.timeout(TRUST_S):
                 await self.broker.trusted.wait()

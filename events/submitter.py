@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
-from weakref import WeakValueDictionary
 
 from eventq.events.commands import SubmitTask
 from eventq.events.envelope import NO_TRACE, Trace
-from eventq.events.errors import EventqError
 from eventq.events.failpoints import failpoint
 from eventq.events.handle import Handled, begin_all, handle, read_state
 from eventq.events.log import EventLog
@@ -36,21 +34,25 @@ class QueueStates:
     def __init__(self, log: EventLog) -> None:
         self._log = log
         self._known: dict[str, tuple[float, Queue]] = {}
-        self._asking: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._asking: dict[str, asyncio.Task[Queue]] = {}
 
     async def get(self, queue: str) -> Queue:
-        """The queue as it was up to a second ago. Raises ``LogUnavailable``."""
+        """The queue as it was up to a second ago. Raises ``LogUnavailable``: to all that ask while it is being asked for."""
         if (known := self._fresh(queue)) is not None:
             return known
-        async with self._asking.setdefault(queue, asyncio.Lock()):  # many tasks at once ask once
-            if (known := self._fresh(queue)) is not None:
-                return known
-            now = time.monotonic()
-            found = await read_state(self._log, QUEUES, queue)
-            if len(self._known) >= QUEUES_MAX:
-                self._known.clear()
-            self._known[queue] = (now, found)
-            return found
+        asking = self._asking.get(queue)
+        if asking is None:
+            asking = self._asking[queue] = asyncio.create_task(self._ask(queue), name=f"ask for queue {queue}")
+            asking.add_done_callback(lambda _: self._asking.pop(queue))
+        return await asyncio.shield(asking)
+
+    async def _ask(self, queue: str) -> Queue:
+        now = time.monotonic()
+        found = await read_state(self._log, QUEUES, queue)
+        if len(self._known) >= QUEUES_MAX:
+            self._known.clear()
+        self._known[queue] = (now, found)
+        return found
 
     def _fresh(self, queue: str) -> Queue | None:
         known = self._known.get(queue)
@@ -78,7 +80,7 @@ class Submitter:
         crash), ``LogFull`` with nothing stored, ``LogUnavailable`` where the outcome is unknown.
         """
         now = now or datetime.now(UTC)
-        submitted = await self._at_its_gate(submitted)
+        submitted = _at_its_gate(submitted, gated=(await self.queues.get(submitted.queue)).gated)
         await self._set_timers(task_id, submitted, now)
         failpoint("submit.before_append")
         handled = await handle(self._log, task_id, SubmitTask(submitted, now), source=self._source, trace=trace, task=ABSENT)
@@ -88,15 +90,17 @@ class Submitter:
     async def submit_all(
         self, tasks: Mapping[str, Submitted], *, now: datetime, trace: Trace = NO_TRACE
     ) -> dict[str, Handled[Task] | BaseException]:
-        """Store tasks together, each under its id, which is new. Answers what came of each, or what :meth:`submit` would have
-        raised. ``now``: aware UTC."""
+        """Store tasks together, each under its id, which must be new: one that is not is answered ``VersionConflict``. Answers
+        what came of each, or else what :meth:`submit` would have raised. ``now``: aware UTC."""
         outcomes: dict[str, Handled[Task] | BaseException] = {}
+        gated = await self._gated({submitted.queue for submitted in tasks.values()})
         ready: dict[str, Submitted] = {}
         for task_id, submitted in tasks.items():
-            try:
-                ready[task_id] = await self._at_its_gate(submitted)
-            except EventqError as error:
-                outcomes[task_id] = error
+            at_gate = gated[submitted.queue]
+            if isinstance(at_gate, BaseException):
+                outcomes[task_id] = at_gate
+            else:
+                ready[task_id] = _at_its_gate(submitted, gated=at_gate)
         timed = {task_id: submitted for task_id, submitted in ready.items() if _has_timers(submitted)}
         set_timers = (self._set_timers(task_id, submitted, now) for task_id, submitted in timed.items())
         for task_id, failure in zip(timed, await asyncio.gather(*set_timers, return_exceptions=True), strict=True):
@@ -109,10 +113,12 @@ class Submitter:
         failpoint("submit.after_append")
         return outcomes
 
-    async def _at_its_gate(self, submitted: Submitted) -> Submitted:
-        if (await self.queues.get(submitted.queue)).gated and not submitted.gated:
-            return submitted.model_copy(update={"gated": True})
-        return submitted
+    async def _gated(self, queues: Collection[str]) -> dict[str, bool | BaseException]:
+        found = await asyncio.gather(*map(self.queues.get, queues), return_exceptions=True)
+        return {
+            queue: state if isinstance(state, BaseException) else state.gated
+            for queue, state in zip(queues, found, strict=True)
+        }
 
     async def _set_timers(self, task_id: str, submitted: Submitted, now: datetime) -> None:
         if _has_timers(submitted):
@@ -124,6 +130,10 @@ class Submitter:
                 queue_timeout_s=submitted.queue_timeout_s,
                 now=now,
             )
+
+
+def _at_its_gate(submitted: Submitted, *, gated: bool) -> Submitted:
+    return submitted.model_copy(update={"gated": True}) if gated and not submitted.gated else submitted
 
 
 def _has_timers(submitted: Submitted) -> bool:

@@ -59,6 +59,10 @@ WHERE excluded.attempt >= task_progress.attempt
 """
 
 
+Decode = Callable[[bytes, str], Event]
+"""Makes an event of a payload and a subject, as :func:`decode` does."""
+
+
 class Target(Protocol):
     """Where an applier writes: the store, or a file being rebuilt."""
 
@@ -90,7 +94,7 @@ class Applied:
 class Applier:
     """Applies batches to ``target``, which it must be the only writer of."""
 
-    def __init__(self, target: Target, decode: Callable[[bytes, str], Event] = decode) -> None:
+    def __init__(self, target: Target, decode: Decode = decode) -> None:
         self._target = target
         self._decode = decode
         self._tasks: dict[str, TaskState] = {}

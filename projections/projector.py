@@ -23,10 +23,10 @@ from typing import TypeVar
 import structlog
 
 from eventq.events.broker import Broker
-from eventq.events.envelope import Event, decode
+from eventq.events.envelope import decode
 from eventq.events.errors import Damaged, Unavailable
 from eventq.events.subjects import EVENTS, PROGRESS
-from eventq.projections.applier import Applier
+from eventq.projections.applier import Applier, Decode
 from eventq.projections.freshness import Freshness
 from eventq.projections.inflow import Inflow
 from eventq.projections.log_check import check_events, check_progress, first_checkpoint
@@ -48,9 +48,7 @@ T = TypeVar("T")
 class Projector:
     """Keeps ``store`` equal to the fold of the log. Start :meth:`run` as a task; cancel it to stop."""
 
-    def __init__(
-        self, store: Store, broker: Broker, freshness: Freshness | None = None, decode: Callable[[bytes, str], Event] = decode
-    ) -> None:
+    def __init__(self, store: Store, broker: Broker, freshness: Freshness | None = None, decode: Decode = decode) -> None:
         self.store = store
         self.broker = broker
         self.freshness = freshness or Freshness()

@@ -31,8 +31,8 @@ async def submit_tasks(request: web.Request) -> web.StreamResponse:
     The body is one task a line (`application/x-ndjson`, read as it comes) or one JSON array (`application/json`, up to 16 MiB);
     a task is as for submitting one. Each is accepted or refused by itself, and answered by one line, in order, as soon as it is
     stored: `{"index", "task_id", "status", "version"}` or `{"index", "error"}`; an `error` without an `index` is about the
-    rest of the body. The last line is `{"accepted", "refused"}`. With `Accept: application/json` all come as one object. Read
-    the answer while sending: who does not is not read from.
+    rest of the body, and what came before it stays accepted. The last line is `{"accepted", "refused"}`. With
+    `Accept: application/json` all come as one object. Read the answer while sending: who does not is not read from.
 
     `Idempotency-Key`: sent again under the same key, each task is accepted once, and answered the same.
     """
@@ -60,9 +60,18 @@ async def _one_object(request: web.Request, batch: Batch) -> web.Response:
     async def keep(answers: list[dict[str, Any]]) -> None:
         tasks.extend(answers)
 
-    await batch.run(items_of(request, api_of(request).limits), keep)
-    answer = {"accepted": batch.accepted, "refused": batch.refused, "tasks": tasks}
-    return web.Response(body=orjson.dumps(answer, default=str), content_type=JSON_TYPE)
+    answer: dict[str, Any] = {}
+    try:
+        await batch.run(items_of(request, api_of(request).limits), keep)
+    except EventqError as error:
+        if not tasks:
+            raise
+        answer["error"] = error_of(error)
+    answer |= {"accepted": batch.accepted, "refused": batch.refused, "tasks": tasks}
+    response = web.Response(body=orjson.dumps(answer, default=str), content_type=JSON_TYPE)
+    if "error" in answer:
+        response.force_close()  # the rest of the body is not read
+    return response
 
 
 async def _lines(request: web.Request, batch: Batch) -> web.StreamResponse:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import orjson
 import structlog
@@ -24,7 +24,7 @@ from eventq.services.http_invalid import invalid_input
 from eventq.services.http_limits import PARSE_INLINE_MAX_BYTES, HttpLimits
 from eventq.services.idempotency import keyed_id, record_of
 from eventq.services.schemas import SubmitRequest
-from eventq.services.submission import AT_ONCE, Accepted, Submission, submit_all
+from eventq.services.submission import AT_ONCE, Accepted, Submission, prepare_all, submit_all
 
 log = structlog.get_logger("eventq.batch")
 
@@ -35,7 +35,6 @@ JSON_TYPE, LINES_TYPE = "application/json", "application/x-ndjson"
 
 Item = bytes | dict[str, Any]
 """One task: a line that is not parsed yet, or an element of an array that is."""
-
 
 Deliver = Callable[[list[dict[str, Any]]], Awaitable[None]]
 """Takes the answers of a group on their way."""
@@ -109,6 +108,13 @@ def _too_many(limit: int, found: object) -> InvalidInput:
     return InvalidInput(BODY, f"holds more than {limit} tasks", limit=limit, found=found)
 
 
+class _Work(NamedTuple):
+    """A group in work. ``stored``: set once no more of it will come to the log; ``done``: ends once it is answered."""
+
+    stored: asyncio.Event
+    done: asyncio.Task[None]
+
+
 class Batch:
     """The tasks of one request. ``accepted`` and ``refused`` count what was answered so far."""
 
@@ -129,31 +135,48 @@ class Batch:
     async def run(self, groups: AsyncIterator[list[Item]], deliver: Deliver) -> None:
         """Submit group after group, and deliver what became of each, in order. One is checked while the log stores the one
         before it; no third is read until the answers of the first are delivered."""
-        last: asyncio.Task[None] | None = None
+        last: _Work | None = None
         try:
             async for group in groups:
-                before, last = last, asyncio.create_task(self._submit(group, deliver, last))
+                before, stored = last, asyncio.Event()
+                last = _Work(stored, asyncio.create_task(self._submit(group, deliver, before, stored)))
                 if before is not None:
-                    await before
+                    await before.done
         finally:
             if last is not None:
-                await last
+                await last.done
 
-    async def _submit(self, group: list[Item], deliver: Deliver, before: asyncio.Task[None] | None) -> None:
+    async def _submit(self, group: list[Item], deliver: Deliver, before: _Work | None, stored: asyncio.Event) -> None:
         first, self._taken = self._taken, self._taken + len(group)
+        try:
+            wanted, refused = await self._checked(first, group)
+            prepared = await prepare_all(self._api, [*wanted.values()])
+            if before is not None:
+                await before.stored.wait()  # the log keeps the order of the request
+            outcomes = refused | dict(zip(wanted, await submit_all(self._api, prepared, self._trace), strict=True))
+        except Exception as error:
+            outcomes = dict.fromkeys(range(first, first + len(group)), error)
+        finally:
+            stored.set()
+        answers = [self._answer(index, outcomes[index]) for index in sorted(outcomes)]
+        if before is not None:
+            await before.done
+        await deliver(answers)
+
+    async def _checked(
+        self, first: int, group: list[Item]
+    ) -> tuple[dict[int, Submission], dict[int, Accepted | BaseException]]:
+        """What is wanted, and what is no submission, by its index."""
         wanted: dict[int, Submission] = {}
-        outcomes: dict[int, Accepted | BaseException] = {}
+        refused: dict[int, Accepted | BaseException] = {}
         for index, item in enumerate(group, first):
             if index % AT_ONCE == 0:
                 await asyncio.sleep(0)
             try:
                 wanted[index] = await self._wanted(index, item)
             except Exception as error:
-                outcomes[index] = error
-        outcomes |= zip(wanted, await submit_all(self._api, [*wanted.values()], self._trace), strict=True)
-        if before is not None:
-            await before
-        await deliver([self._answer(index, outcomes[index]) for index in sorted(outcomes)])
+                refused[index] = error
+        return wanted, refused
 
     async def _wanted(self, index: int, item: Item) -> Submission:
         value: Any = item

@@ -95,7 +95,7 @@ async def submit(api: Api, submission: Submission, trace: Trace) -> Accepted:
     refuse_when_damaged(api)
     if (known := await _known(api, submission.task_id, submission.idempotency)) is not None:
         return known
-    submitted = await prepare(api, submission)
+    submitted = await prepare(api, submission, await declaration_of(api, submission.task_name))
     if submitted.unique_key is not None:
         return await _submit_unique(api, submitted, trace)
     try:
@@ -107,39 +107,66 @@ async def submit(api: Api, submission: Submission, trace: Trace) -> Accepted:
         return known
 
 
-async def submit_all(api: Api, wanted: Sequence[Submission], trace: Trace) -> list[Accepted | BaseException]:
-    """Many submissions, each as by :func:`submit`: what came of it, or what that would have raised. Those that need nothing
-    but their event go to the log together."""
-    refuse_when_damaged(api)
-    outcomes: dict[int, Accepted | BaseException] = {}
-    alone = {number: each for number, each in enumerate(wanted) if _needs_more(each)}
-    answers = await asyncio.gather(*(submit(api, each, trace) for each in alone.values()), return_exceptions=True)
-    outcomes |= zip(alone, answers, strict=True)
-    tasks: dict[str, Submitted] = {}
-    numbers: dict[str, int] = {}
+class Prepared(NamedTuple):
+    """One of many submissions, checked. ``outcome``: its event, or why it is refused; ``None`` where something must be looked
+    up before its event is made, or stored beside it."""
+
+    wanted: Submission
+    outcome: Submitted | BaseException | None
+
+
+async def prepare_all(api: Api, wanted: Sequence[Submission]) -> list[Prepared]:
+    """Check many submissions; nothing is stored. A declaration is asked for once."""
+    names = list(dict.fromkeys(each.task_name for each in wanted))
+    found = await asyncio.gather(*(declaration_of(api, name) for name in names), return_exceptions=True)
+    declarations = dict(zip(names, found, strict=True))
+    prepared: list[Prepared] = []
     for number, each in enumerate(wanted):
-        if number in alone:
-            continue
         if number % AT_ONCE == 0:
             await asyncio.sleep(0)
-        try:
-            submitted = await prepare(api, each)
-        except Exception as error:
-            outcomes[number] = error
-        else:
+        declaration = declarations[each.task_name]
+        outcome: Submitted | BaseException | None = None
+        if isinstance(declaration, BaseException):
+            outcome = None if each.task_id is not None else declaration  # what is known of the id comes first
+        elif not _needs_more(each):
+            try:
+                outcome = await prepare(api, each, declaration)
+            except Exception as error:
+                outcome = error
+        prepared.append(Prepared(each, outcome))
+    return prepared
+
+
+async def submit_all(api: Api, prepared: Sequence[Prepared], trace: Trace) -> list[Accepted | BaseException]:
+    """Store many submissions. Answers of each what came of it, or why it was refused or is not known to be stored. Those that
+    need nothing but their event go to the log together, after the others.
+
+    Raises ``Unavailable`` where the log is damaged, with nothing stored.
+    """
+    refuse_when_damaged(api)
+    outcomes: list[Accepted | BaseException | None] = [
+        each.outcome if isinstance(each.outcome, BaseException) else None for each in prepared
+    ]
+    alone = [number for number, each in enumerate(prepared) if each.outcome is None]
+    answers = await asyncio.gather(*(submit(api, prepared[n].wanted, trace) for n in alone), return_exceptions=True)
+    for number, answer in zip(alone, answers, strict=True):
+        outcomes[number] = answer
+    tasks: dict[str, Submitted] = {}
+    numbers: dict[str, int] = {}
+    for number, each in enumerate(prepared):
+        if isinstance(each.outcome, Submitted):
             task_id = new_id()
-            tasks[task_id], numbers[task_id] = submitted, number
+            tasks[task_id], numbers[task_id] = each.outcome, number
     now = datetime.now(UTC)
     for task_id, handled in (await api.submitter.submit_all(tasks, now=now, trace=trace)).items():
         if isinstance(handled, Handled):
             outcomes[numbers[task_id]] = _accepted(api, task_id, tasks[task_id], handled, now)
         else:
             outcomes[numbers[task_id]] = handled
-    return [outcomes[number] for number in range(len(wanted))]
+    return [outcome for outcome in outcomes if outcome is not None]
 
 
 def _needs_more(wanted: Submission) -> bool:
-    """Whether something must be looked up before, or stored beside, its event."""
     may_exist = wanted.task_id is not None or wanted.unique or wanted.unique_key is not None
     return may_exist or len(_encoded(wanted)) > INLINE_PAYLOAD_MAX_BYTES
 
@@ -154,9 +181,8 @@ def refuse_when_damaged(api: Api) -> None:
         raise Unavailable(f"the event log is damaged and takes no tasks: {api.freshness.halted.detail}")
 
 
-async def prepare(api: Api, wanted: Submission) -> Submitted:
+async def prepare(api: Api, wanted: Submission, declaration: TaskDeclaration) -> Submitted:
     """The event that the submission will be, its arguments checked, and stored where they are large."""
-    declaration = await declaration_of(api, wanted.task_name)
     if wanted.scheduled_at is not None:
         check_schedule(wanted.scheduled_at)
     stored_input = await checked_arguments(api, declaration, wanted.args, wanted.kwargs, _encoded(wanted))

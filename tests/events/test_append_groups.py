@@ -13,14 +13,18 @@ from typing import Any
 import pytest
 
 from eventq.events import appender
+from eventq.events import log as log_module
 from eventq.events.broker import Broker
 from eventq.events.commands import CancelTask
 from eventq.events.envelope import Event
 from eventq.events.errors import LogFull, LogUnavailable, PayloadTooLarge, VersionConflict
+from eventq.events.group import Group
 from eventq.events.handle import handle
 from eventq.events.ids import new_id
+from eventq.events.ingest import Outgoing
 from eventq.events.limits import EVENT_MAX_BYTES
 from eventq.events.log import EventLog
+from eventq.events.subjects import Route
 from eventq.events.worker_events import WorkerStopped
 from tests.events.appending import fill, grow, opened, stored_is, the_appender
 from tests.events.given import ready_event, small_event
@@ -198,6 +202,55 @@ async def test_a_killed_broker_loses_nothing_acknowledged(
     assert set(found.values()) == {1}
 
 
+async def test_what_is_refused_is_looked_for_at_once_and_not_sent_again(
+    log: EventLog, own_nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of a group is stored and its answers are lost; then the connection is, when the first event is looked for. Neither
+    waits each for itself, nor is called not stored."""
+    events, at = some_events(), log.at
+    await log.append_all(events)
+    monkeypatch.setattr(log_module, "TRUST_S", 5.0)
+    looking = 0
+
+    async def cut(*what: Any) -> Any:
+        nonlocal looking
+        looking += 1
+        log.broker.trusted.clear()
+        return await at(*what)
+
+    monkeypatch.setattr(log, "at", cut)
+    try:
+        assert await asyncio.wait_for(log.append_all(events), 5) == [None] * 40
+    finally:
+        log.broker.trusted.set()
+    assert looking == 40
+
+
+async def test_a_missing_consumer_is_asked_for_once_and_costs_only_the_events_of_its_route(
+    log: EventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Route] = []
+
+    async def ensure(route: Route) -> None:
+        asked.append(route)
+        if route.queue == "q1":
+            raise TimeoutError
+
+    monkeypatch.setattr(log.routes, "ensure", ensure)
+    events = [ready_event(queue=f"q{number % 3}") for number in range(30)]
+    outcomes = await log.append_all([*events, *some_events(3)])
+    assert went_wrong(outcomes) == dict.fromkeys(range(1, 30, 3), LogUnavailable)
+    assert sorted(route.queue for route in asked) == ["q0", "q1", "q2"]
+
+
+async def test_a_refusal_that_names_no_message_leaves_the_group_open() -> None:
+    """As when one is too large for the stream."""
+    group = Group([Outgoing("a", b"", {})] * 9)
+    group.take(b'{"type":"err","seq":0,"error":{"code":400,"err_code":10054,"description":"message size exceeds maximum"}}')
+    assert not await group.settled(1.0, lambda: 0.0)
+    assert group.errors == {}
+
+
 async def test_a_full_log_says_so_of_each(own_nats_server: NatsServer, broker: Broker, pipelined: bool) -> None:
     async with opened(own_nats_server.url, pipelined=pipelined) as log:
         info = await broker.request("$JS.API.STREAM.INFO.EVENTS", {})
@@ -232,9 +285,21 @@ async def test_a_closed_log_leaves_no_group_waiting(broker: Broker, own_nats_ser
             await log.close()
             outcomes = await asyncio.wait_for(waiting, 2)
             assert went_wrong(outcomes) == dict.fromkeys(range(40), LogUnavailable)
+            assert all("before the broker answered" in str(outcome) for outcome in outcomes), "it may have been sent"
             assert went_wrong(await log.append_all(some_events())) == dict.fromkeys(range(40), LogUnavailable)
         finally:
             own_nats_server.resume()
+
+
+async def test_no_more_groups_are_on_their_way_than_named(broker: Broker, own_nats_server: NatsServer) -> None:
+    async with opened(own_nats_server.url) as log:
+        on_their_way = the_appender(log)._groups  # pyright: ignore[reportPrivateUsage]
+        own_nats_server.pause()
+        appending = [asyncio.create_task(log.append_all(some_events())) for _ in range(10)]
+        await eventually(lambda: len(on_their_way) == appender.GROUPS_MAX)
+        own_nats_server.resume()
+        assert await asyncio.gather(*appending) == [[None] * 40] * 10
+        assert on_their_way == {}
 
 
 async def test_a_group_costs_one_batch_and_leaves_the_pipe_as_it_was(broker: Broker, own_nats_server: NatsServer) -> None:

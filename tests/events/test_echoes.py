@@ -7,9 +7,12 @@ from typing import Any
 import pytest
 
 from eventq.events import echoes as module
-from eventq.events.echoes import Echoes
+from eventq.events.broker import Broker
+from eventq.events.echoes import ECHO_MAX_BYTES, Echoes
 from eventq.events.envelope import decode, encode
-from eventq.events.errors import LogDamaged
+from eventq.events.errors import LogDamaged, VersionConflict
+from eventq.events.ids import new_id
+from eventq.events.log import EventLog
 from tests.events.given import ready_event
 
 
@@ -46,6 +49,28 @@ def test_what_nobody_here_wrote_or_what_came_before_is_parsed() -> None:
 
     for _ in range(2):
         assert echoes.decode(encode(event), event.subject).id == event.id
+
+
+def test_large_events_and_those_that_were_not_stored_are_not_remembered() -> None:
+    large, refused, echoes = ready_event(args=["x" * ECHO_MAX_BYTES]), ready_event(), Echoes()
+    echoes.expect(large, encode(large))
+    echoes.expect(refused, encode(refused))
+    echoes.forget(refused)
+    echoes.forget(refused)
+    assert echoes._written == {}  # pyright: ignore[reportPrivateUsage]
+
+
+async def test_the_log_forgets_what_it_could_not_store(broker: Broker) -> None:
+    log = await EventLog.open(broker)
+    log.echoes = Echoes()
+    taken = [ready_event() for _ in range(10)]
+    assert await log.append_all(taken) == [None] * 10
+    rivals = [event._replace(id=new_id()) for event in taken]
+    assert None not in await log.append_all(rivals)
+    with pytest.raises(VersionConflict):
+        await log.append(rivals[0])
+    assert log.echoes._written == {}  # pyright: ignore[reportPrivateUsage]
+    await log.close()
 
 
 def test_what_never_comes_back_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:

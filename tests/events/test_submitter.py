@@ -81,6 +81,22 @@ async def test_many_tasks_at_once_ask_for_their_queue_once(
     assert sorted(asked) == ["default", "other"]
 
 
+async def test_many_that_ask_for_a_queue_share_the_failure_too(submitter: Submitter, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = 0
+
+    async def fails(*_: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        raise LogUnavailable("the broker does not answer reads")
+
+    monkeypatch.setattr(module, "read_state", fails)
+    outcomes = await asyncio.gather(*(submitter.queues.get("default") for _ in range(20)), return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {LogUnavailable}
+    assert asked == 1
+    monkeypatch.undo()
+    assert (await submitter.queues.get("default")).version == 0
+
+
 async def test_the_same_id_submitted_twice_makes_one_task(log: EventLog, submitter: Submitter) -> None:
     first = await submitter.submit("t1", submission(args=[1]))
     with pytest.raises(IllegalTransition):

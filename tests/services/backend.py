@@ -17,6 +17,7 @@ from eventq.events.bootstrap import BrokerConfig, bootstrap
 from eventq.events.broker import Broker
 from eventq.events.commands import Command, CompleteAttempt, ConfirmCancel, FailAttempt, StartAttempt
 from eventq.events.data import ErrorInfo
+from eventq.events.echoes import Echoes
 from eventq.events.envelope import next_event
 from eventq.events.handle import handle
 from eventq.events.log import EventLog
@@ -88,11 +89,12 @@ class Backend:
         stack.push_async_callback(broker.close)
         await bootstrap(broker, BrokerConfig(accept_lazy_sync=True, events_max_bytes=events_max_bytes))
         log = await EventLog.open(broker)
+        log.echoes = Echoes()
         stack.push_async_callback(log.close)
         store = Store.open(folder / "projection")
         stack.callback(store.close)
         freshness = Freshness()
-        projector = Projector(store, broker, freshness)
+        projector = Projector(store, broker, freshness, log.echoes.decode)
         running = asyncio.create_task(projector.run())
         stack.push_async_callback(_cancelled, running)
         queries = Queries(store)

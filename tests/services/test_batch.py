@@ -11,12 +11,18 @@ from typing import Any
 import orjson
 import pytest
 
+from eventq.events.envelope import NO_TRACE
+from eventq.events.errors import Unavailable
 from eventq.events.handle import handle_any
 from eventq.events.queue import QUEUES, ConfigureQueue
 from eventq.events.queue_events import QueueLimits
 from eventq.events.task_events import Submitted
+from eventq.events.worker_events import TaskDeclaration
+from eventq.services import batch as module
 from eventq.services import submission
 from eventq.services.api import Api
+from eventq.services.api_tasks import submission_of
+from eventq.services.batch import GROUP_MAX, Batch
 from eventq.services.http_limits import MIB
 from eventq.services.submission import Submission
 from tests.services.backend import Backend
@@ -86,15 +92,84 @@ async def test_options_and_queues_hold_in_a_batch_as_they_do_alone(backend: Back
 async def test_an_error_that_nobody_expected_costs_one_task(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     prepare = submission.prepare
 
-    async def fails(api: Api, wanted: Submission) -> Submitted:
+    async def fails(api: Api, wanted: Submission, declaration: TaskDeclaration) -> Submitted:
         if wanted.kwargs["width"] == 7:
             raise RuntimeError("a bug")
-        return await prepare(api, wanted)
+        return await prepare(api, wanted, declaration)
 
     monkeypatch.setattr(submission, "prepare", fails)
     *lines, last = await batch(backend, [task(width) for width in range(1, 20)])
     assert last == {"accepted": 18, "refused": 1}
     assert lines[6]["error"]["code"] == "INTERNAL_ERROR"
+
+
+async def test_what_strikes_a_whole_group_is_answered_of_each_of_its_tasks(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, turns = submission.submit_all, 0
+
+    async def fails(*arguments: Any) -> Any:
+        nonlocal turns
+        turns += 1
+        if turns == 2:
+            raise Unavailable("the event log is damaged and takes no tasks")
+        return await store(*arguments)
+
+    monkeypatch.setattr(module, "submit_all", fails)
+    *lines, last = await batch(backend, [task()] * (3 * GROUP_MAX))
+    assert last == {"accepted": 2 * GROUP_MAX, "refused": GROUP_MAX}
+    assert [line["index"] for line in lines] == list(range(3 * GROUP_MAX))
+    struck = [line["index"] for line in lines if "error" in line]
+    assert struck == list(range(GROUP_MAX, 2 * GROUP_MAX))
+
+
+async def test_the_log_keeps_the_order_of_the_groups(backend: Backend) -> None:
+    """Also where the first of them has more to do: timers to set, arguments to store."""
+    later = (datetime.now(UTC) + timedelta(days=1)).isoformat()
+    wanted = [task(scheduled_at=later)] * 8 + [task()] * (2 * GROUP_MAX)
+    *lines, _ = await batch(backend, wanted)
+    some = [lines[0], lines[GROUP_MAX - 1], *lines[GROUP_MAX::100]]
+    stored = [await backend.log.at("tasks", line["task_id"], 1) for line in some]
+    positions = [each.position for each in stored if each is not None]
+    assert max(positions[:2]) < min(positions[2:])
+
+
+async def test_what_is_accepted_counts_though_nobody_hears_of_it(backend: Backend) -> None:
+    async def groups() -> AsyncIterator[list[Any]]:
+        for _ in range(2):
+            yield [task()] * 20
+
+    async def gone(_: list[dict[str, Any]]) -> None:
+        raise ConnectionResetError
+
+    counted = Batch(backend.api, submission_of, requested_by="ada", trace=NO_TRACE, idempotency_key=None)
+    before = await backend.last_position()
+    with pytest.raises(ConnectionResetError):
+        await counted.run(groups(), gone)
+    assert counted.accepted == counted.queues["default"] == await backend.last_position() - before
+
+
+async def test_an_unknown_name_is_asked_for_once_a_group(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    ask = submission.declaration_of
+
+    async def counted(api: Api, name: str) -> TaskDeclaration:
+        asked.append(name)
+        return await ask(api, name)
+
+    monkeypatch.setattr(submission, "declaration_of", counted)
+    *_, last = await batch(backend, [{"task_name": "nobody"}, task()] * 100)
+    assert last == {"accepted": 100, "refused": 100}
+    assert sorted(asked) == ["nobody", "resize"]
+
+
+async def test_one_object_tells_of_what_came_before_the_body_broke(backend: Backend) -> None:
+    body = b"".join(orjson.dumps(task()) + b"\n" for _ in range(10_001))
+    headers = {**LINES, "Accept": "application/json"}
+    async with backend.client.post("/api/v1/tasks/batch", data=body, headers=headers) as answer:
+        found = await answer.json()
+    assert (answer.status, found["accepted"], len(found["tasks"])) == (200, 10_000, 10_000)
+    assert found["error"]["limit"] == 10_000
 
 
 async def test_large_arguments_are_stored_beside_the_log(backend: Backend) -> None:
