@@ -9,6 +9,7 @@ show: after damage it may hand the same sequence out twice.
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import orjson
@@ -138,27 +139,29 @@ def decode(payload: bytes, subject: str) -> Event:
     """
     tokens = subject.split(".")
     try:
-        raw = _fields(payload)
-        data = read_data(tokens[0], raw["type"], raw["schema"], raw["data"])
+        (
+            event_id, source, name, owner, time, schema, version, previous, attempt, causation_id, correlation_id, traceparent,
+            state, data,
+        ) = _fields(payload)  # fmt: skip
         event = Event(
-            id=raw["id"],
-            source=raw["source"],
-            aggregate=tokens[0],
-            aggregate_id=tokens[1],
-            type=raw["type"],
-            schema=raw["schema"],
-            time=_utc(raw["time"]),
-            version=raw["version"],
-            previous=raw["previous"],
-            attempt=raw["attempt"],
-            trace=Trace(raw["causation_id"], raw["correlation_id"], raw["traceparent"]),
-            state=raw["state"],
-            data=data,
-            route=Route(tokens[4], tokens[5], int(tokens[6])) if len(tokens) == 7 else None,
+            event_id,
+            source,
+            tokens[0],
+            tokens[1],
+            name,
+            schema,
+            _utc(time),
+            version,
+            previous,
+            attempt,
+            Trace(causation_id, correlation_id, traceparent),
+            state,
+            read_data(tokens[0], name, schema, data),
+            Route(tokens[4], tokens[5], int(tokens[6])) if len(tokens) == 7 else None,
         )
     except (KeyError, IndexError, TypeError, ValueError, OverflowError, ValidationError) as error:
         raise LogDamaged(f"what is stored under {subject} is not an event: {error}", subject=subject) from error
-    if event.subject != subject or raw["subject"] != f"{event.aggregate}.{event.aggregate_id}":
+    if event.subject != subject or owner != f"{event.aggregate}.{event.aggregate_id}":
         raise LogDamaged(f"the event stored under {subject} says it is {event.subject}", subject=subject)
     return event
 
@@ -181,13 +184,17 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
 }
 
 
-def _fields(payload: bytes) -> dict[str, Any]:
-    """The fields of an event, each present and of its type; raises ``KeyError``, ``TypeError`` or ``ValueError``."""
-    raw: dict[str, Any] = orjson.loads(payload)
-    for name, kind in _FIELDS.items():
-        if not isinstance(raw[name], kind):
-            raise TypeError(f"{name} is {raw[name]!r}")
-    return raw
+_values = itemgetter(*_FIELDS)
+_KINDS = tuple(_FIELDS.values())
+
+
+def _fields(payload: bytes) -> tuple[Any, ...]:
+    """The values of ``_FIELDS``, each present and of its type; raises ``KeyError``, ``TypeError`` or ``ValueError``."""
+    values: tuple[Any, ...] = _values(orjson.loads(payload))
+    if not all(map(isinstance, values, _KINDS)):
+        wrong = next(name for name, value in zip(_FIELDS, values, strict=True) if not isinstance(value, _FIELDS[name]))
+        raise TypeError(f"{wrong} is of the wrong type")
+    return values
 
 
 def _utc(text: str) -> datetime:

@@ -5,6 +5,9 @@
 -- Keys: only tables that are looked up or replaced row by row have one. `events`, `attempts` and `task_logs` grow in the
 -- order of their positions, and task ids are made in the order of time, so the min/max that DuckDB keeps of each
 -- row group find a task's rows in one or two groups; an index would cost every insert to save nothing.
+--
+-- JSON in tables of many rows is VARCHAR, marked so: DuckDB checks each value of a JSON column as it is appended, which costs
+-- five times as much as the append. Its JSON functions and operators (`data ->> 'reason'`) take text as well.
 
 CREATE TABLE meta (
     schema_version INTEGER NOT NULL
@@ -32,7 +35,7 @@ CREATE TABLE tasks (
     attempt INTEGER NOT NULL,               -- attempts started so far
     failures INTEGER NOT NULL,              -- of these, failed or timed out
     losses INTEGER NOT NULL,                -- of these, ended by the loss of their worker
-    lost JSON NOT NULL,                     -- which: ["attempt:worker", ...]
+    lost VARCHAR NOT NULL,                  -- JSON, which: ["attempt:worker", ...]
     ready INTEGER NOT NULL,                 -- version of the event that last made the task ready, 0: it is not
     spec INTEGER NOT NULL,                  -- version of the event with the submission that holds
     gated BOOLEAN NOT NULL,                 -- it needs its queue's admission
@@ -57,14 +60,14 @@ CREATE TABLE tasks (
     created_position BIGINT NOT NULL,
     position BIGINT NOT NULL,               -- of its newest event
     event_id VARCHAR NOT NULL,              -- of its newest event
-    tags JSON NOT NULL,                     -- ["...", ...]
-    metadata JSON NOT NULL,                 -- {"...": "...", ...}
-    args JSON NOT NULL,
-    kwargs JSON NOT NULL,
-    input JSON,                             -- blob reference that stands for args and kwargs
-    result JSON,
-    output JSON,                            -- blob reference that stands for result
-    error JSON,                             -- of the newest attempt that failed; none once completed
+    tags VARCHAR NOT NULL,                  -- JSON: ["...", ...]
+    metadata VARCHAR NOT NULL,              -- JSON: {"...": "...", ...}
+    args VARCHAR NOT NULL,                  -- JSON: [...]
+    kwargs VARCHAR NOT NULL,                -- JSON: {"...": ...}
+    input VARCHAR,                          -- JSON: blob reference that stands for args and kwargs
+    result VARCHAR,                         -- JSON
+    output VARCHAR,                         -- JSON: blob reference that stands for result
+    error VARCHAR,                          -- JSON, of the newest attempt that failed; none once completed
     original_task_id VARCHAR,               -- the task that this one repeats
     origin VARCHAR,                         -- how: retry or replay
     parent_task_id VARCHAR,                 -- the running task that spawned it
@@ -88,7 +91,7 @@ CREATE TABLE attempts (
     position BIGINT NOT NULL,               -- of its `started` event
     ended_at TIMESTAMP,
     outcome VARCHAR,                        -- completed failed timed_out cancelled paused interrupted worker_lost; none: running
-    error JSON
+    error VARCHAR                           -- JSON
 );
 
 -- The log itself, for timelines, time travel and SQL.
@@ -107,7 +110,7 @@ CREATE TABLE events (
     correlation_id VARCHAR,
     traceparent VARCHAR,
     schema INTEGER NOT NULL,                -- of `data` as it stands here, that is after upcasting
-    data JSON NOT NULL
+    data VARCHAR NOT NULL                   -- JSON
 );
 
 -- Tables of states: one row for each worker, queue, ...; `state` is the whole of it as JSON, from which folding goes on.
@@ -224,5 +227,5 @@ CREATE TABLE task_logs (
     time TIMESTAMP NOT NULL,
     level VARCHAR NOT NULL,
     message VARCHAR NOT NULL,
-    fields JSON NOT NULL
+    fields VARCHAR NOT NULL                 -- JSON
 );
