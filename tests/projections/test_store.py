@@ -49,6 +49,24 @@ def test_what_was_committed_is_there_after_opening_again(folder: Path) -> None:
     store.close()
 
 
+def test_json_that_is_kept_as_text_is_json_to_the_database(folder: Path) -> None:
+    """What analysts ask: with operators, paths, and as lists."""
+    filled(folder)
+    store = Store.open(folder)
+    with store.read() as snapshot:
+        marks = snapshot.rows("""
+            SELECT count(*), count(*) FILTER (json_valid(data)), count(data ->> 'task_name'), count(data -> '$.args')
+            FROM events WHERE type = 'submitted'
+        """)
+        lists = snapshot.rows(
+            "SELECT count(*), count(json_array_length(args)), count(args::JSON[]), count(kwargs::JSON) FROM tasks"
+        )
+    store.close()
+    for counts in (*marks, *lists):
+        assert counts[0] > 0
+        assert set(counts) == {counts[0]}
+
+
 def test_a_folder_belongs_to_one_process_at_a_time(store: Store, folder: Path) -> None:
     with pytest.raises(ProjectionBusy, match="another process"):
         Store.open(folder)
