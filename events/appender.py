@@ -156,12 +156,12 @@ class PipelinedAppender:
         )
         self._new_batch()
         self._watchdog = asyncio.create_task(self._watch(), name="appender-watchdog")
-        self._broker.on_reconnect.append(self._on_reconnect)
+        self._broker.on_reconnect.append(self._reopen)
 
     async def append(self, message: Outgoing) -> int | None:
         """See :class:`Appender`."""
         if self._closed:
-            raise LogUnavailable("the appender is closed: nothing was sent")
+            raise LogUnavailable("the appender is closed")
         if time.monotonic() < self._refused_until:
             return await self._plain.append(message)
         now = time.monotonic()
@@ -179,6 +179,8 @@ class PipelinedAppender:
         async with self._group_turns:
             if self._closed or time.monotonic() < self._refused_until:
                 return await _one_by_one(self, messages)
+            if not self._broker.trusted.is_set():
+                return [LogUnavailable("nothing was stored: the connection to the broker was lost")] * len(messages)
             self._groups[group.batch] = group
             try:
                 await group.send(self._broker.nc, self._inbox)
@@ -194,9 +196,12 @@ class PipelinedAppender:
         return outcomes
 
     async def _again(self, messages: Sequence[Outgoing]) -> list[BaseException | None]:
-        """Send what may be stored or not: what is stored will be refused, and read back."""
-        if self._closed:
-            return [LogUnavailable("the appender was closed before the broker answered")] * len(messages)
+        """Send once more, one by one, what may be stored or not: what is stored will be refused, and read back."""
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                await self._broker.trusted.wait()
+        except TimeoutError:
+            return [LogUnavailable(f"no answer from the broker in {ANSWER_TIMEOUT_S:g} s")] * len(messages)
         return await _one_by_one(self, messages)
 
     async def close(self) -> None:
@@ -205,7 +210,7 @@ class PipelinedAppender:
         if self._watchdog is not None:
             self._watchdog.cancel()
             self._watchdog = None
-            self._broker.on_reconnect.remove(self._on_reconnect)
+            self._broker.on_reconnect.remove(self._reopen)
         if self._reopening is not None:
             await self._reopening  # it holds entries that do not wait for an answer yet
         subscription, self._subscription = self._subscription, None
@@ -270,16 +275,13 @@ class PipelinedAppender:
         elif (entry := self._waiting.pop(number, None)) is not None and not entry.answer.done():
             entry.answer.set_exception(error_of(code, error.get("description", "")))
 
-    def _on_reconnect(self) -> None:
-        self._give_up_groups()
-        self._reopen()
-
     def _give_up_groups(self) -> None:
         for group in self._groups.values():
             group.give_up()
 
     def _reopen(self) -> None:
-        """Believe nothing more of this batch; open a new one and send again all that is unanswered."""
+        """Believe nothing more of this batch, nor of any group; open a new one and send again all that is unanswered."""
+        self._give_up_groups()
         self._given_up = True
         if self._reopening is None or self._reopening.done():
             self._reopening = asyncio.create_task(self._resend(), name="appender-reopen")
@@ -310,7 +312,7 @@ class PipelinedAppender:
             now = time.monotonic()
             self._expire(now)
             oldest = next(iter(self._waiting.values()), None)
-            if oldest is not None and now - max(oldest.sent, self._last_heard) > STALL_S and self._broker.nc.is_connected:
+            if oldest is not None and now - max(oldest.sent, self._last_heard) > STALL_S and self._broker.trusted.is_set():
                 log.warning("appender.stalled", unanswered=len(self._waiting))
                 self._reopen()
 

@@ -207,7 +207,7 @@ class LogUnavailable(Unavailable):
 
 
 class LogFull(Unavailable):
-    """The event stream is at ``max_bytes``. Nothing was stored."""
+    """The event stream is at ``max_bytes``, or the broker has no room. Nothing was stored."""
 
     code = "LOG_FULL"
 

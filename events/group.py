@@ -32,6 +32,10 @@ FLOW = 32
 """Messages for one answer: seldom enough to cost little, often enough to tell a slow disk from silence."""
 
 
+SLOW_S = 5.0
+"""After so long without an answer of its own a group is given up, whatever else is answered: its commit may have been lost."""
+
+
 class Group:
     """At least two messages. ``errors``: why messages were refused, by their number, which counts from 1."""
 
@@ -39,7 +43,7 @@ class Group:
         self.batch = secrets.token_hex(8)
         self.errors: dict[int, Exception] = {}
         self._messages = messages
-        self._sent = time.monotonic()
+        self._heard = time.monotonic()
         self._settled: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
     async def send(self, nc: Client, inbox: str) -> None:
@@ -50,7 +54,7 @@ class Group:
                 operation = OPEN if number == 1 else ADD_AND_COMMIT if number == last else ADD
                 reply = reply_subject(inbox, self.batch, FLOW, number, operation)
                 await nc.publish(message.subject, message.payload, reply, headers=message.headers)
-            self._sent = time.monotonic()
+            self._heard = time.monotonic()
         except nats.errors.Error:
             self.give_up()  # disconnected, with a full buffer
 
@@ -59,6 +63,7 @@ class Group:
         if not data:
             self.give_up()  # no responders: the stream has no leader at the moment
             return
+        self._heard = time.monotonic()
         answer: dict[str, Any] = orjson.loads(data)
         if (error := answer.get("error")) is not None:
             self._refuse(answer, error)
@@ -71,10 +76,11 @@ class Group:
         """What becomes of the rest is not known."""
         self._settle(committed=False)
 
-    async def settled(self, stall_s: float, last_heard: Callable[[], float]) -> bool:
-        """Wait for the commit. False where the outcome is open: given up, or nothing at all heard for ``stall_s`` seconds."""
+    async def settled(self, stall_s: float, anything_heard: Callable[[], float]) -> bool:
+        """Wait for the commit. False where the outcome is open: given up, or no answer for ``stall_s`` seconds. While answers
+        to others come (``anything_heard``: when the last did) the broker may be slow, and has ``SLOW_S`` seconds."""
         while not self._settled.done():
-            patience_s = max(self._sent, last_heard()) + stall_s - time.monotonic()
+            patience_s = min(max(self._heard, anything_heard()) + stall_s, self._heard + SLOW_S) - time.monotonic()
             if patience_s <= 0:
                 return False
             await asyncio.wait((self._settled,), timeout=patience_s)

@@ -1,4 +1,4 @@
-"""The event log as the rest of the program sees it: append one event, read an aggregate's last or one of its versions."""
+"""The event log as the rest of the program sees it: append events, read an aggregate's last or one of its versions."""
 
 from __future__ import annotations
 
@@ -53,8 +53,10 @@ class EventLog:
 
     async def close(self) -> None:
         """Stop appending. The connection stays open: it is not the log's."""
-        await self._appender.close()
-        await self.timers.close()
+        try:
+            await self._appender.close()
+        finally:
+            await self.timers.close()
 
     async def append(self, event: Event) -> int | None:
         """Store the event as its version. Answers its position where the path tells it, else ``None``.
@@ -62,8 +64,8 @@ class EventLog:
         Raises ``VersionConflict`` when somebody else wrote that version, ``LogFull`` when nothing was stored for lack of
         space, ``LogUnavailable`` when the outcome is unknown, ``PayloadTooLarge`` above 256 KiB.
         """
-        message = await self._outgoing(event)
         try:
+            message = await self._outgoing(event)
             await self._until_trusted()
             return await self._store(event, message)
         except EventqError:
@@ -85,17 +87,18 @@ class EventLog:
                 outcomes[number] = error
         outcomes |= zip(messages, await self._send_all([*messages.values()]), strict=True)
         refused = [number for number, outcome in outcomes.items() if isinstance(outcome, Refused)]
-        outcomes |= zip(refused, await asyncio.gather(*(self._outcome(events[n], messages[n]) for n in refused)), strict=True)
+        looking = (self._outcome(events[n], messages[n]) for n in refused)
+        outcomes |= zip(refused, await asyncio.gather(*looking, return_exceptions=True), strict=True)
         for number, outcome in outcomes.items():
             if outcome is not None:
                 self._forget(events[number])
         return [*outcomes.values()]
 
-    async def _missing_routes(self, events: Sequence[Event]) -> dict[Route | None, LogUnavailable]:
+    async def _missing_routes(self, events: Sequence[Event]) -> dict[Route | None, BaseException]:
         """The routes of these events whose consumers cannot be made, and why. Each is asked for once."""
         routes = list(dict.fromkeys(event.route for event in events if event.route is not None))
         outcomes = await asyncio.gather(*map(self._ensure, routes), return_exceptions=True)
-        return {route: error for route, error in zip(routes, outcomes, strict=True) if isinstance(error, LogUnavailable)}
+        return {route: error for route, error in zip(routes, outcomes, strict=True) if error is not None}
 
     async def _ensure(self, route: Route) -> None:
         try:

@@ -43,15 +43,20 @@ class QueueStates:
         asking = self._asking.get(queue)
         if asking is None:
             asking = self._asking[queue] = asyncio.create_task(self._ask(queue), name=f"ask for queue {queue}")
-            asking.add_done_callback(lambda _: self._asking.pop(queue))
         return await asyncio.shield(asking)
 
     async def _ask(self, queue: str) -> Queue:
         now = time.monotonic()
-        found = await read_state(self._log, QUEUES, queue)
-        if len(self._known) >= QUEUES_MAX:
-            self._known.clear()
-        self._known[queue] = (now, found)
+        try:
+            found = await read_state(self._log, QUEUES, queue)
+        finally:
+            wanted = self._asking.get(queue) is asyncio.current_task()  # else it was forgotten meanwhile
+            if wanted:
+                del self._asking[queue]
+        if wanted:
+            if len(self._known) >= QUEUES_MAX:
+                self._known.clear()
+            self._known[queue] = (now, found)
         return found
 
     def _fresh(self, queue: str) -> Queue | None:
@@ -61,6 +66,7 @@ class QueueStates:
     def forget(self, queue: str) -> None:
         """Ask anew the next time: this process has just changed it."""
         self._known.pop(queue, None)
+        self._asking.pop(queue, None)
 
 
 class Submitter:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 import orjson
 
 from eventq.events.appender import Appender
-from eventq.events.errors import InvalidInput, LogUnavailable
+from eventq.events.errors import InvalidInput, LogFull, LogUnavailable
 from eventq.events.ids import check_id
 from eventq.events.ingest import Outgoing
 from eventq.events.subjects import due_subject, timer_subject
@@ -63,6 +63,8 @@ async def set_timer(timers: Appender, hint: Hint, due_at: datetime) -> None:
     body = orjson.dumps({"kind": hint.kind, "id": hint.id, "what": hint.what, "version": hint.version})
     try:
         await timers.append(Outgoing(timer_subject(hint.tokens), body, headers))
+    except LogFull as error:
+        raise LogUnavailable("the timer could not be set: the broker has no room for it") from error
     except LogUnavailable as error:
         raise LogUnavailable(f"the timer could not be set: {error.detail}", **error.fields) from error
 

@@ -91,7 +91,7 @@ _CONDITIONS = {
     "worker_id": "worker_id = $worker_id",
     "key": "key = $key",
     "reason": "reason = $reason",
-    "tags": "list_has_all(CAST(tags AS VARCHAR[]), $tags)",
+    "tags": "list_has_all(CAST(CAST(tags AS JSON) AS VARCHAR[]), $tags)",
     "metadata": "",  # one condition for each pair
     "workflow_id": "workflow_id = $workflow_id",
     "schedule_id": "schedule_id = $schedule_id",

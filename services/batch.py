@@ -152,9 +152,11 @@ class Batch:
             wanted, refused = await self._checked(first, group)
             prepared = await prepare_all(self._api, [*wanted.values()])
             if before is not None:
-                await before.stored.wait()  # the log keeps the order of the request
+                await before.stored.wait()  # the log keeps the order of the groups
             outcomes = refused | dict(zip(wanted, await submit_all(self._api, prepared, self._trace), strict=True))
         except Exception as error:
+            if not isinstance(error, EventqError):
+                log.exception("batch.failed", first=first, tasks=len(group))
             outcomes = dict.fromkeys(range(first, first + len(group)), error)
         finally:
             stored.set()
@@ -174,7 +176,7 @@ class Batch:
                 await asyncio.sleep(0)
             try:
                 wanted[index] = await self._wanted(index, item)
-            except Exception as error:
+            except EventqError as error:
                 refused[index] = error
         return wanted, refused
 
@@ -198,7 +200,7 @@ class Batch:
     def _answer(self, index: int, outcome: Accepted | BaseException) -> dict[str, Any]:
         if isinstance(outcome, BaseException):
             self.refused += 1
-            return {"index": index, "error": _refusal(index, outcome)}
+            return {"index": index, "error": _refusal(outcome)}
         self.accepted += 1
         queue = outcome.submitted.queue
         self.queues[queue] = self.queues.get(queue, 0) + 1
@@ -211,10 +213,9 @@ class Batch:
         return answer | {"duplicate": True} if outcome.duplicate else answer
 
 
-def _refusal(index: int, error: BaseException) -> dict[str, Any]:
+def _refusal(error: BaseException) -> dict[str, Any]:
     if isinstance(error, EventqError):
         return error_of(error)
-    log.error("batch.failed", index=index, exc_info=error)
     return {"code": "INTERNAL_ERROR", "detail": "Internal error; the log has the details."}
 
 

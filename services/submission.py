@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import nats.errors
 import orjson
@@ -19,6 +19,7 @@ from eventq.events.data import BlobRef
 from eventq.events.envelope import Trace
 from eventq.events.errors import (
     Conflict,
+    EventqError,
     IllegalTransition,
     InvalidInput,
     LogDamaged,
@@ -43,6 +44,8 @@ from eventq.services.idempotency import check_same
 
 AT_ONCE = 128
 """Submissions of many that are checked before other requests have a turn."""
+
+log = structlog.get_logger("eventq.submission")
 
 RETRYABLE = frozenset({Status.FAILED, Status.TIMED_OUT, Status.CANCELLED})
 REPLAYABLE = RETRYABLE | {Status.COMPLETED}
@@ -132,6 +135,8 @@ async def prepare_all(api: Api, wanted: Sequence[Submission]) -> list[Prepared]:
             try:
                 outcome = await prepare(api, each, declaration)
             except Exception as error:
+                if not isinstance(error, EventqError):
+                    log.exception("submission.failed", task_name=each.task_name)
                 outcome = error
         prepared.append(Prepared(each, outcome))
     return prepared
@@ -150,6 +155,8 @@ async def submit_all(api: Api, prepared: Sequence[Prepared], trace: Trace) -> li
     alone = [number for number, each in enumerate(prepared) if each.outcome is None]
     answers = await asyncio.gather(*(submit(api, prepared[n].wanted, trace) for n in alone), return_exceptions=True)
     for number, answer in zip(alone, answers, strict=True):
+        if isinstance(answer, BaseException) and not isinstance(answer, EventqError):
+            log.error("submission.failed", task_name=prepared[number].wanted.task_name, exc_info=answer)
         outcomes[number] = answer
     tasks: dict[str, Submitted] = {}
     numbers: dict[str, int] = {}
@@ -163,10 +170,11 @@ async def submit_all(api: Api, prepared: Sequence[Prepared], trace: Trace) -> li
             outcomes[numbers[task_id]] = _accepted(api, task_id, tasks[task_id], handled, now)
         else:
             outcomes[numbers[task_id]] = handled
-    return [outcome for outcome in outcomes if outcome is not None]
+    return [cast("Accepted | BaseException", outcome) for outcome in outcomes]
 
 
 def _needs_more(wanted: Submission) -> bool:
+    """Whether something must be looked up before its event is made, or stored beside it."""
     may_exist = wanted.task_id is not None or wanted.unique or wanted.unique_key is not None
     return may_exist or len(_encoded(wanted)) > INLINE_PAYLOAD_MAX_BYTES
 

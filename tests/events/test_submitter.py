@@ -165,6 +165,23 @@ async def test_limits_of_somebody_else_are_known_once_the_belief_is_old(
     assert (await submitter.submit("t2", submission())).state.held
 
 
+async def test_an_answer_that_was_forgotten_while_it_was_asked_for_is_not_remembered(
+    log: EventLog, submitter: Submitter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "QUEUE_TTL_S", 3600.0)
+
+    async def slow(*arguments: Any) -> Any:
+        found = await read_state(*arguments)
+        await handle_any(log, QUEUES, "default", ConfigureQueue(LIMITED, "ada"), source="api")
+        submitter.queues.forget("default")
+        return found
+
+    monkeypatch.setattr(module, "read_state", slow)
+    assert not (await submitter.queues.get("default")).gated
+    monkeypatch.undo()
+    assert (await submitter.queues.get("default")).gated
+
+
 async def test_no_more_queues_are_remembered_than_named(
     log: EventLog, submitter: Submitter, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -212,3 +212,11 @@ async def test_only_dead_letters_are_redriven(backend: Backend) -> None:
     assert (status, answer["code"]) == (409, "ILLEGAL_TRANSITION")
     status, answer = await backend.post("/dead-letters/nobody/redrive")
     assert (status, answer["code"]) == (404, "TASK_NOT_FOUND")
+
+
+@pytest.mark.parametrize("tag", ["a\nb", 'a"b', "a,b", "[a]", "a\\b", "\x01", "null", "ü", " a "])
+async def test_a_tag_is_found_as_it_is_and_not_as_it_is_written_in_json(backend: Backend, tag: str) -> None:
+    await submitted(backend, 1, tags=[tag])
+    await submitted(backend, 1, tags=["anb"])
+    assert (await bulk(backend, "cancel", {"tags": [tag]}))[1]["count"] == 1
+    assert (await bulk(backend, "cancel", {"tags": ["anb"]}))[1]["count"] == 1
