@@ -49,6 +49,10 @@ class StreamFacts:
     bytes: int
 
 
+ASK_AGAIN_S = 0.1
+"""How often it is asked whether the log is the same after a reconnect."""
+
+
 class Broker:
     """One connection. ``on_reconnect`` callbacks run after each reconnect, in the loop, and must not raise."""
 
@@ -172,16 +176,23 @@ class Broker:
             callback()
 
     async def _is_another_log(self) -> bool:
-        """Asked of the leader until it answers; a connection lost meanwhile comes back here."""
-        while self._guarded is not None and self.nc.is_connected:
-            stream, created = self._guarded
-            try:
-                facts = await self.stream_facts(stream)
-            except (nats.errors.Error, APIError, TimeoutError):
-                await asyncio.sleep(0.1)
-                continue
-            return facts is None or facts.created != created
-        return False
+        """Asked of the leader until it answers; a connection lost meanwhile comes back here. While there is no leader a
+        question is lost, so the next is put before the last is given up."""
+        asking: set[asyncio.Task[StreamFacts | None]] = set()
+        try:
+            while self._guarded is not None and self.nc.is_connected:
+                stream, created = self._guarded
+                asking.add(asyncio.create_task(self.stream_facts(stream)))
+                done, asking = await asyncio.wait(asking, timeout=ASK_AGAIN_S, return_when=asyncio.FIRST_COMPLETED)
+                for asked in done:
+                    if not isinstance(asked.exception(), nats.errors.Error | APIError | TimeoutError):
+                        facts = asked.result()
+                        return facts is None or facts.created != created
+                if done:
+                    await asyncio.sleep(ASK_AGAIN_S)  # answered at once that nobody can
+            return False
+        finally:
+            await end(*asking)
 
     async def _on_close(self) -> None:
         self.closed.set()
