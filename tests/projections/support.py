@@ -39,6 +39,7 @@ from eventq.events.commands import (
     UpdateTask,
 )
 from eventq.events.data import ErrorInfo, EventData
+from eventq.events.ending import end
 from eventq.events.envelope import Event, Stored, encode, next_event
 from eventq.events.erasure import tombstone
 from eventq.events.errors import Conflict
@@ -242,7 +243,6 @@ async def running(projector: Projector) -> AsyncGenerator[Projector]:
     try:
         yield projector
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        await end(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             raise error

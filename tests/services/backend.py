@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +18,7 @@ from eventq.events.broker import Broker
 from eventq.events.commands import Command, CompleteAttempt, ConfirmCancel, FailAttempt, StartAttempt
 from eventq.events.data import ErrorInfo
 from eventq.events.echoes import Echoes
+from eventq.events.ending import end
 from eventq.events.envelope import next_event
 from eventq.events.handle import handle
 from eventq.events.log import EventLog
@@ -96,7 +97,7 @@ class Backend:
         freshness = Freshness()
         projector = Projector(store, broker, freshness, log.echoes.decode)
         running = asyncio.create_task(projector.run())
-        stack.push_async_callback(_cancelled, running)
+        stack.push_async_callback(end, running)
         queries = Queries(store)
         stack.callback(queries.close)
         api = Api(
@@ -172,9 +173,3 @@ class Backend:
         status, answer = await self.post("/tasks", {"task_name": "resize", "task_kwargs": {"width": 10}, **body})
         assert status == 201, answer
         return dict(answer)
-
-
-async def _cancelled(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    with suppress(asyncio.CancelledError):
-        await task

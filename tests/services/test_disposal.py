@@ -115,8 +115,7 @@ async def test_an_erased_task_leaves_no_byte_of_what_it_carried(
         return not bytes_hold(tables)
 
     await eventually(forgotten, what="the file of the projection is made anew")
-    forgetting.cancel()
-    await asyncio.gather(forgetting, return_exceptions=True)
+    await end(forgetting)
     assert (await verify(backend.projector.store, backend.broker)).equal
     _, unharmed = await backend.get(f"/tasks/{other}")
     assert unharmed["task_kwargs"] == {"width": 10}
@@ -134,8 +133,7 @@ async def test_a_file_that_was_set_aside_as_damaged_keeps_nothing_of_what_is_era
     await backend.get(f"/tasks/{task_id}")
     await eventually(lambda: not projector.store.erasure_noted, what="the file is made anew")
     assert bytes_hold(tables) == []
-    forgetting.cancel()
-    await asyncio.gather(forgetting, return_exceptions=True)
+    await end(forgetting)
 
 
 async def test_a_process_that_ended_before_it_made_its_file_anew_does_so_later(backend: Backend) -> None:
@@ -145,8 +143,7 @@ async def test_a_process_that_ended_before_it_made_its_file_anew_does_so_later(b
     assert Projector(store, backend.broker).erased.is_set(), "as the next process would begin"
     forgetting = asyncio.create_task(rebuild_after_erasures(backend.projector, quiet_s=0))
     await eventually(lambda: not store.erasure_noted, what="the file is made anew")
-    forgetting.cancel()
-    await asyncio.gather(forgetting, return_exceptions=True)
+    await end(forgetting)
     assert not Projector(store, backend.broker).erased.is_set()
 
 
@@ -165,8 +162,7 @@ async def test_a_file_is_made_anew_although_the_broker_did_not_answer_at_first(
     forgetting = asyncio.create_task(rebuild_after_erasures(backend.projector, quiet_s=0))
     await eventually(lambda: forgetting.done() or not store.erasure_noted, what="the file is made anew")
     assert not forgetting.done()
-    forgetting.cancel()
-    await asyncio.gather(forgetting, return_exceptions=True)
+    await end(forgetting)
 
 
 async def test_an_erasure_that_the_broker_refuses_is_not_called_done(backend: Backend, own_nats_server: NatsServer) -> None:
@@ -363,9 +359,7 @@ async def test_a_scheduler_completes_what_a_killed_server_left(
         return not bytes_hold(own_nats_server.store_dir)
 
     await eventually(gone, what="the scheduler overwrites what was left")
-    for task in running:
-        task.cancel()
-    await asyncio.gather(*running, return_exceptions=True)
+    await end(*running)
 
 
 async def test_a_deletion_that_fails_does_not_hold_up_the_others(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -435,9 +429,7 @@ async def test_a_result_is_given_up_when_its_time_is_over_and_not_before(
         return bool(task["cleaned"])
 
     await eventually(given_up, what="the result is given up")
-    for task in running:
-        task.cancel()
-    await asyncio.gather(*running, return_exceptions=True)
+    await end(*running)
     _, kept = await backend.get(f"/tasks/{long}")
     assert (kept["cleaned"], kept["result"]) == (False, {"ok": True})
     assert (await backend.get(f"/tasks/{unfinished}"))[1]["status"] == "PENDING"
