@@ -365,7 +365,7 @@ async def test_work_is_not_taken_from_a_worker_because_this_clock_is_ahead(
 
 
 async def test_what_is_overdue_is_so_by_the_brokers_clock(control: Control, monkeypatch: pytest.MonkeyPatch) -> None:
-    soon = datetime.now(UTC) + timedelta(seconds=0.1)
+    soon = datetime.now(UTC) + timedelta(seconds=1.0)  # later than its event is written
     scheduled = await control.submit("chaos.quick", scheduled_at=soon)
     waiting = await control.submit("chaos.quick", queue_timeout_s=0.1)
     await control.broker.js.purge_stream(TIMERS)
