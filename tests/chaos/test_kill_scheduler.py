@@ -87,7 +87,7 @@ async def spent(control: Control, before: int) -> bool:
 
 async def test_a_scheduler_killed_having_promoted_late_has_set_the_timer_of_the_wait(site: Site, control: Control) -> None:
     """Nobody was there when the task became due, so the timer that came with the submission fires while it is not ready."""
-    task_id = await control.submit("chaos.quick", scheduled_at=datetime.now(UTC) + timedelta(seconds=0.1), queue_timeout_s=2.0)
+    task_id = await control.submit("chaos.quick", scheduled_at=datetime.now(UTC) + timedelta(seconds=1.0), queue_timeout_s=2.0)
     await eventually(lambda: both_fired(control), timeout=60, what="its time and its wait are over")
     doomed = await site.started("scheduler", failpoints="promote.after_append=kill")
     assert doomed.wait() == -signal.SIGKILL
