@@ -1,4 +1,4 @@
-"""The words of fast ingest: how a message says where it belongs in its batch, and what the broker's refusals mean.
+"""What is sent to a stream and what comes back: the message, its place in a batch of fast ingest, the broker's refusals.
 
 A batch is opened by its first message, and each says its number in it, in the subject to answer to. The broker answers every
 ``flow`` messages that all up to here are stored, each that is refused by itself, and a message that never came as a gap.

@@ -7,7 +7,7 @@
 -- row group find a task's rows in one or two groups; an index would cost every insert to save nothing.
 --
 -- JSON in tables of many rows is VARCHAR, marked so: DuckDB checks each value of a JSON column as it is appended, which costs
--- five times as much as the append. Its JSON functions and operators (`data ->> 'reason'`) take text as well; a cast to a list
+-- more than the append itself. Its JSON functions and operators (`data ->> 'reason'`) take text as well; a cast to a list
 -- reads text as a list of DuckDB's, so cast to JSON first.
 
 CREATE TABLE meta (

@@ -4,23 +4,9 @@ from __future__ import annotations
 
 import random
 
-from eventq.events.errors import LogDamaged
-from eventq.events.log import EventLog
 from eventq.events.retry import RetryPolicy, retry_in_s
 from eventq.events.task import Task
-from eventq.events.task_events import Submitted, Updated
-
-
-async def submission_of(log: EventLog, task_id: str, task: Task) -> Submitted:
-    """The submission that holds. Raises ``LogDamaged`` where the log has none, ``LogUnavailable``."""
-    stored = await log.settled("tasks", task_id, task.spec)
-    match None if stored is None else stored.event.data:
-        case Submitted() as submitted:
-            return submitted
-        case Updated() as updated:
-            return updated.submission
-        case _:
-            raise LogDamaged(f"task {task_id} has no submission", task_id=task_id)
+from eventq.events.task_events import Submitted
 
 
 def draw_retry_s(

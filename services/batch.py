@@ -7,7 +7,7 @@ not read its answers is not read from either, and one request holds two groups i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, cast
 
 import orjson
@@ -46,7 +46,7 @@ class ToSubmission(Protocol):
     def __call__(self, body: SubmitRequest, **known: Any) -> Submission: ...
 
 
-async def items_of(request: web.Request, limits: HttpLimits) -> AsyncIterator[list[Any]]:
+async def items_of(request: web.Request, limits: HttpLimits) -> AsyncIterator[Sequence[Item]]:
     """The tasks of the request in groups, as they come. Raises what is wrong with the body as a whole."""
     if request.content_type == JSON_TYPE:
         check_headers(request, limits.batch_array_max_bytes)
@@ -132,7 +132,7 @@ class Batch:
         self._key = idempotency_key
         self._taken = 0
 
-    async def run(self, groups: AsyncIterator[list[Item]], deliver: Deliver) -> None:
+    async def run(self, groups: AsyncIterator[Sequence[Item]], deliver: Deliver) -> None:
         """Submit group after group, and deliver what became of each, in order. One is checked while the log stores the one
         before it; no third is read until the answers of the first are delivered."""
         last: _Work | None = None
@@ -146,7 +146,7 @@ class Batch:
             if last is not None:
                 await last.done
 
-    async def _submit(self, group: list[Item], deliver: Deliver, before: _Work | None, stored: asyncio.Event) -> None:
+    async def _submit(self, group: Sequence[Item], deliver: Deliver, before: _Work | None, stored: asyncio.Event) -> None:
         first, self._taken = self._taken, self._taken + len(group)
         try:
             wanted, refused = await self._checked(first, group)
@@ -155,18 +155,17 @@ class Batch:
                 await before.stored.wait()  # the log keeps the order of the groups
             outcomes = refused | dict(zip(wanted, await submit_all(self._api, prepared, self._trace), strict=True))
         except Exception as error:
-            if not isinstance(error, EventqError):
-                log.exception("batch.failed", first=first, tasks=len(group))
             outcomes = dict.fromkeys(range(first, first + len(group)), error)
         finally:
             stored.set()
+        _log_unexpected(outcomes)
         answers = [self._answer(index, outcomes[index]) for index in sorted(outcomes)]
         if before is not None:
             await before.done
         await deliver(answers)
 
     async def _checked(
-        self, first: int, group: list[Item]
+        self, first: int, group: Sequence[Item]
     ) -> tuple[dict[int, Submission], dict[int, Accepted | BaseException]]:
         """What is wanted, and what is no submission, by its index."""
         wanted: dict[int, Submission] = {}
@@ -176,7 +175,7 @@ class Batch:
                 await asyncio.sleep(0)
             try:
                 wanted[index] = await self._wanted(index, item)
-            except EventqError as error:
+            except Exception as error:
                 refused[index] = error
         return wanted, refused
 
@@ -211,6 +210,14 @@ class Batch:
             "version": outcome.task.version,
         }
         return answer | {"duplicate": True} if outcome.duplicate else answer
+
+
+def _log_unexpected(outcomes: Mapping[int, Accepted | BaseException]) -> None:
+    """Log what is no refusal, once, however many tasks it struck."""
+    errors = {id(error): (index, error) for index, error in outcomes.items() if isinstance(error, BaseException)}
+    for index, error in errors.values():
+        if not isinstance(error, EventqError):
+            log.error("batch.failed", index=index, exc_info=error)
 
 
 def _refusal(error: BaseException) -> dict[str, Any]:

@@ -57,13 +57,14 @@ from eventq.events.errors import (
 from eventq.events.failpoints import failpoint
 from eventq.events.handle import read_task
 from eventq.events.limits import INLINE_PAYLOAD_MAX_BYTES
+from eventq.events.specification import submission_of
 from eventq.events.subjects import EVENTS
 from eventq.events.task import TASKS, Task, decide, from_summary
 from eventq.events.task_events import Submitted
 from eventq.events.worker import LIVING, Worker, WorkerStatus
 from eventq.services.api import Api
 from eventq.services.api_workers import held_by, http_worker
-from eventq.services.attempt_ends import draw_retry_s, submission_of
+from eventq.services.attempt_ends import draw_retry_s
 from eventq.services.worker_models import LeasedTask
 from eventq.workers.puller import Delivery, Puller
 

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import nats.errors
 import orjson
@@ -19,7 +19,6 @@ from eventq.events.data import BlobRef
 from eventq.events.envelope import Trace
 from eventq.events.errors import (
     Conflict,
-    EventqError,
     IllegalTransition,
     InvalidInput,
     LogDamaged,
@@ -34,9 +33,10 @@ from eventq.events.handle import CONFLICTS_MAX, Handled, handle_any, read_state,
 from eventq.events.ids import new_id
 from eventq.events.limits import INLINE_PAYLOAD_MAX_BYTES, SCHEDULE_AHEAD_MAX_S
 from eventq.events.retry import RetryPolicy
+from eventq.events.specification import submission_of
 from eventq.events.subjects import EVENTS
 from eventq.events.task import ABSENT, Status, Task, from_summary
-from eventq.events.task_events import Idempotency, Submitted, Updated
+from eventq.events.task_events import Idempotency, Submitted
 from eventq.events.worker_events import TaskDeclaration
 from eventq.services.api import SOURCE, Api
 from eventq.services.http_limits import PARSE_INLINE_MAX_BYTES
@@ -44,8 +44,6 @@ from eventq.services.idempotency import check_same
 
 AT_ONCE = 128
 """Submissions of many that are checked before other requests have a turn."""
-
-log = structlog.get_logger("eventq.submission")
 
 RETRYABLE = frozenset({Status.FAILED, Status.TIMED_OUT, Status.CANCELLED})
 REPLAYABLE = RETRYABLE | {Status.COMPLETED}
@@ -98,7 +96,7 @@ async def submit(api: Api, submission: Submission, trace: Trace) -> Accepted:
     refuse_when_damaged(api)
     if (known := await _known(api, submission.task_id, submission.idempotency)) is not None:
         return known
-    submitted = await prepare(api, submission, await declaration_of(api, submission.task_name))
+    submitted = await prepare(api, submission, await declaration_of(api, submission.task_name), _encoded(submission))
     if submitted.unique_key is not None:
         return await _submit_unique(api, submitted, trace)
     try:
@@ -131,12 +129,10 @@ async def prepare_all(api: Api, wanted: Sequence[Submission]) -> list[Prepared]:
         outcome: Submitted | BaseException | None = None
         if isinstance(declaration, BaseException):
             outcome = None if each.task_id is not None else declaration  # what is known of the id comes first
-        elif not _needs_more(each):
+        elif not _looks_up(each) and len(encoded := _encoded(each)) <= INLINE_PAYLOAD_MAX_BYTES:
             try:
-                outcome = await prepare(api, each, declaration)
+                outcome = await prepare(api, each, declaration, encoded)
             except Exception as error:
-                if not isinstance(error, EventqError):
-                    log.exception("submission.failed", task_name=each.task_name)
                 outcome = error
         prepared.append(Prepared(each, outcome))
     return prepared
@@ -149,34 +145,33 @@ async def submit_all(api: Api, prepared: Sequence[Prepared], trace: Trace) -> li
     Raises ``Unavailable`` where the log is damaged, with nothing stored.
     """
     refuse_when_damaged(api)
-    outcomes: list[Accepted | BaseException | None] = [
-        each.outcome if isinstance(each.outcome, BaseException) else None for each in prepared
-    ]
-    alone = [number for number, each in enumerate(prepared) if each.outcome is None]
-    answers = await asyncio.gather(*(submit(api, prepared[n].wanted, trace) for n in alone), return_exceptions=True)
-    for number, answer in zip(alone, answers, strict=True):
-        if isinstance(answer, BaseException) and not isinstance(answer, EventqError):
-            log.error("submission.failed", task_name=prepared[number].wanted.task_name, exc_info=answer)
-        outcomes[number] = answer
+    outcomes: dict[int, Accepted | BaseException] = {}
+    alone: dict[int, Submission] = {}
     tasks: dict[str, Submitted] = {}
     numbers: dict[str, int] = {}
     for number, each in enumerate(prepared):
-        if isinstance(each.outcome, Submitted):
-            task_id = new_id()
-            tasks[task_id], numbers[task_id] = each.outcome, number
+        match each.outcome:
+            case None:
+                alone[number] = each.wanted
+            case Submitted():
+                task_id = new_id()
+                tasks[task_id], numbers[task_id] = each.outcome, number
+            case refusal:
+                outcomes[number] = refusal
+    answers = await asyncio.gather(*(submit(api, each, trace) for each in alone.values()), return_exceptions=True)
+    outcomes |= zip(alone, answers, strict=True)
     now = datetime.now(UTC)
     for task_id, handled in (await api.submitter.submit_all(tasks, now=now, trace=trace)).items():
         if isinstance(handled, Handled):
             outcomes[numbers[task_id]] = _accepted(api, task_id, tasks[task_id], handled, now)
         else:
             outcomes[numbers[task_id]] = handled
-    return [cast("Accepted | BaseException", outcome) for outcome in outcomes]
+    return [outcomes[number] for number in range(len(prepared))]
 
 
-def _needs_more(wanted: Submission) -> bool:
-    """Whether something must be looked up before its event is made, or stored beside it."""
-    may_exist = wanted.task_id is not None or wanted.unique or wanted.unique_key is not None
-    return may_exist or len(_encoded(wanted)) > INLINE_PAYLOAD_MAX_BYTES
+def _looks_up(wanted: Submission) -> bool:
+    """Whether another task may be answered instead."""
+    return wanted.task_id is not None or wanted.unique or wanted.unique_key is not None
 
 
 def _encoded(wanted: Submission) -> bytes:
@@ -189,11 +184,12 @@ def refuse_when_damaged(api: Api) -> None:
         raise Unavailable(f"the event log is damaged and takes no tasks: {api.freshness.halted.detail}")
 
 
-async def prepare(api: Api, wanted: Submission, declaration: TaskDeclaration) -> Submitted:
-    """The event that the submission will be, its arguments checked, and stored where they are large."""
+async def prepare(api: Api, wanted: Submission, declaration: TaskDeclaration, encoded: bytes) -> Submitted:
+    """The event that the submission will be, its arguments checked, and stored where they are large. ``encoded``: the
+    arguments as they would be stored."""
     if wanted.scheduled_at is not None:
         check_schedule(wanted.scheduled_at)
-    stored_input = await checked_arguments(api, declaration, wanted.args, wanted.kwargs, _encoded(wanted))
+    stored_input = await checked_arguments(api, declaration, wanted.args, wanted.kwargs, encoded)
     return Submitted(
         task_name=declaration.name,
         args=[] if stored_input else wanted.args,
@@ -310,20 +306,6 @@ async def declaration_of(api: Api, task_name: str) -> TaskDeclaration:
         return await api.declarations.get(task_name)
 
 
-async def specification(api: Api, task_id: str, task: Task) -> Submitted:
-    """The submission that holds for the task. Raises ``TaskErased`` where it was destroyed."""
-    stored = await api.log.settled("tasks", task_id, task.spec)
-    match None if stored is None else stored.event.data:
-        case Submitted() as submitted:
-            return submitted
-        case Updated(submission=submission):
-            return submission
-        case _ if task.erased:
-            raise TaskErased(task_id)
-        case _:
-            raise LogDamaged(f"task {task_id} has no submission at version {task.spec}", task_id=task_id)
-
-
 async def repeat(
     api: Api,
     task_id: str,
@@ -347,7 +329,7 @@ async def repeat(
         raise TaskNotFound(task_id)
     if task.status not in (RETRYABLE if origin == "retry" else REPLAYABLE):
         raise IllegalTransition(f"cannot {origin} a task with status {task.status}", status=str(task.status))
-    again = (await specification(api, task_id, task)).model_copy(
+    again = (await submission_of(api.log, task_id, task)).model_copy(
         update={
             "scheduled_at": None,
             "gated": False,

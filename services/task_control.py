@@ -13,13 +13,14 @@ from eventq.events.envelope import Trace, next_event
 from eventq.events.errors import IllegalTransition, TaskNotFound, VersionConflict
 from eventq.events.failpoints import failpoint
 from eventq.events.handle import CONFLICTS_MAX, handle, read_task
+from eventq.events.specification import submission_of
 from eventq.events.task import ACCEPTS, TASKS, Status, Task, decide
 from eventq.events.task_events import Submitted
 from eventq.events.timers import DUE, START_BY, START_BY_SLACK_S, Hint, set_timer
 from eventq.services.api import SOURCE, Api
 from eventq.services.preconditions import check_version
 from eventq.services.schemas import UpdateRequest
-from eventq.services.submission import check_schedule, checked_arguments, declaration_of, specification
+from eventq.services.submission import check_schedule, checked_arguments, declaration_of
 from eventq.services.task_options import asked, resolved
 
 CommandFor = Callable[[Task, datetime], Awaitable[Command]]
@@ -55,7 +56,7 @@ async def update(api: Api, task_id: str, body: UpdateRequest, requested_by: str,
         if task.status not in ACCEPTS[UpdateTask] or task.attempt > 0:
             what = "that has been started" if task.attempt > 0 else f"with status {task.status}"
             raise IllegalTransition(f"cannot update a task {what}", status=str(task.status))
-        before = await specification(api, task_id, task)
+        before = await submission_of(api.log, task_id, task)
         after = await _changed(api, before, body)
         changed = tuple(name for name in Submitted.model_fields if getattr(before, name) != getattr(after, name))
         return UpdateTask(after, tuple(name for name in changed if name != "gated"), requested_by, now)

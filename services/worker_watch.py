@@ -46,10 +46,11 @@ from eventq.events.log import EventLog
 from eventq.events.presence import Heartbeat, present, reachable
 from eventq.events.reporting import last_report_at
 from eventq.events.retry import RetryPolicy
+from eventq.events.specification import submission_of
 from eventq.events.subjects import DISCONNECTS
 from eventq.events.task import HOLDING, Task, from_summary, timeout_error
 from eventq.events.worker import LIVING, WORKERS, LoseWorker, Worker
-from eventq.services.attempt_ends import draw_retry_s, submission_of
+from eventq.services.attempt_ends import draw_retry_s
 from eventq.services.follower import Fact, Follower
 
 log = structlog.get_logger("eventq.worker_watch")

@@ -56,7 +56,6 @@ from eventq.events.errors import (
     Conflict,
     EventqError,
     IllegalTransition,
-    LogDamaged,
     PayloadTooLarge,
     TaskNotFound,
     Unavailable,
@@ -68,8 +67,9 @@ from eventq.events.limits import INLINE_PAYLOAD_MAX_BYTES
 from eventq.events.log import EventLog
 from eventq.events.presence import present
 from eventq.events.retry import RetryPolicy, retry_in_s
+from eventq.events.specification import submission_in, submission_of
 from eventq.events.task import TASKS, Status, Task, decide, from_summary, timeout_error
-from eventq.events.task_events import Submitted, Updated
+from eventq.events.task_events import Submitted
 from eventq.workers.acks import Acks
 from eventq.workers.context import SpawnRequest
 from eventq.workers.execution import Execution, LoopHost
@@ -358,17 +358,8 @@ class Attempt:
             self._to_keep = kept
             event = kept[0]
         else:
-            stored = await self._shop.log.settled("tasks", self.task_id, self.task.spec)
-            if stored is None:
-                raise LogDamaged(f"task {self.task_id} has no version {self.task.spec}", task_id=self.task_id)
-            event = stored.event
-        match event.data:
-            case Submitted() as submitted:
-                return submitted
-            case Updated(submission=submission):
-                return submission
-            case _:
-                raise LogDamaged(f"version {event.version} of {self.task_id} is no submission", task_id=self.task_id)
+            return await submission_of(self._shop.log, self.task_id, self.task)
+        return submission_in(event)
 
     async def _spawn(self, request: SpawnRequest) -> str:
         return await self._shop.spawner.spawn(self.task_id, self.task, request, self._trace)

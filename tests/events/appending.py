@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,8 @@ from eventq.events.errors import LogFull, LogUnavailable
 from eventq.events.log import EventLog
 from eventq.events.subjects import EVENTS
 from tests.events.given import ready_event, small_event
+from tests.support.poll import eventually
+from tests.support.proxy import Proxy
 
 
 @asynccontextmanager
@@ -37,6 +40,15 @@ def the_appender(log: EventLog) -> PipelinedAppender:
 async def stored_is(broker: Broker, count: int) -> bool:
     facts = await broker.stream_facts(EVENTS)
     return facts is not None and facts.last == count
+
+
+async def answers_get_lost(proxy: Proxy, appending: asyncio.Task[Any], broker: Broker, stored: int) -> None:
+    """Everything comes to be stored, `stored` in all, whoever appends hears nothing of it, and the connection is reset. The
+    proxy swallows the answers already."""
+    await eventually(lambda: stored_is(broker, stored))
+    assert not appending.done()
+    proxy.heal()
+    proxy.reset()
 
 
 @dataclass

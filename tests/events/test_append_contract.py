@@ -25,7 +25,7 @@ from eventq.events.ids import new_id
 from eventq.events.log import EventLog
 from eventq.events.subjects import EVENTS, version_check
 from eventq.events.worker_events import WorkerStopped
-from tests.events.appending import Tally, fill, grow, load, opened, stored_is, the_appender
+from tests.events.appending import Tally, answers_get_lost, fill, grow, load, opened, the_appender
 from tests.events.given import ready_event, small_event
 from tests.events.stored import ids, settle, stored
 from tests.support.fast_ingest import FastIngest
@@ -162,12 +162,7 @@ async def test_a_lost_answer_is_found_again(own_nats_server: NatsServer, broker:
         event = small_event()
         proxy.down.swallow = True
         append = asyncio.create_task(log.append(event))
-        await eventually(lambda: stored_is(broker, 2))
-        assert not append.done()
-
-        proxy.heal()
-        proxy.reset()
-
+        await answers_get_lost(proxy, append, broker, 2)
         assert await append == 2
     assert ids(await stored(own_nats_server.url))[event.id] == 1
 

@@ -27,7 +27,7 @@ from eventq.events.limits import EVENT_MAX_BYTES
 from eventq.events.log import EventLog
 from eventq.events.subjects import Route
 from eventq.events.worker_events import WorkerStopped
-from tests.events.appending import fill, grow, opened, stored_is, the_appender
+from tests.events.appending import answers_get_lost, fill, grow, opened, the_appender
 from tests.events.given import ready_event, small_event
 from tests.events.stored import ids, stored
 from tests.support.fast_ingest import FastIngest
@@ -128,12 +128,7 @@ async def test_a_lost_answer_is_found_again(own_nats_server: NatsServer, broker:
         events = some_events()
         proxy.down.swallow = True
         appending = asyncio.create_task(log.append_all(events))
-        await eventually(lambda: stored_is(broker, 41))
-        assert not appending.done()
-
-        proxy.heal()
-        proxy.reset()
-
+        await answers_get_lost(proxy, appending, broker, 41)
         assert await appending == [None] * 40
     found = ids(await stored(own_nats_server.url))
     assert [found[event.id] for event in events] == [1] * len(events)

@@ -92,10 +92,10 @@ async def test_options_and_queues_hold_in_a_batch_as_they_do_alone(backend: Back
 async def test_an_error_that_nobody_expected_costs_one_task(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     prepare = submission.prepare
 
-    async def fails(api: Api, wanted: Submission, declaration: TaskDeclaration) -> Submitted:
+    async def fails(api: Api, wanted: Submission, *rest: Any) -> Submitted:
         if wanted.kwargs["width"] == 7:
             raise RuntimeError("a bug")
-        return await prepare(api, wanted, declaration)
+        return await prepare(api, wanted, *rest)
 
     monkeypatch.setattr(submission, "prepare", fails)
     *lines, last = await batch(backend, [task(width) for width in range(1, 20)])
