@@ -102,7 +102,7 @@ _CONDITIONS = {
     "updated_after": "updated_at >= $updated_after",
     "updated_before": "updated_at < $updated_before",
     "cleaned": "cleaned = $cleaned",
-    "unredriven": "(NOT erased AND task_id NOT IN (SELECT original_task_id FROM tasks WHERE origin = 'retry')) = $unredriven",
+    "unretried": "(NOT erased AND task_id NOT IN (SELECT original_task_id FROM tasks WHERE origin = 'retry')) = $unretried",
 }
 
 T = TypeVar("T")
@@ -293,7 +293,7 @@ def _conditions(wanted: TaskFilter) -> tuple[str, dict[str, Any]]:
     where: list[str] = []
     for name, condition in _CONDITIONS.items():
         value = getattr(wanted, name)
-        if value is None or value == () or (value is False and name == "unredriven"):
+        if value is None or value == () or (value is False and name == "unretried"):
             continue
         if name == "metadata":
             for number, (key, text) in enumerate(wanted.metadata):

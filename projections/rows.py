@@ -184,7 +184,7 @@ class WorkerRow:
 class TaskFilter:
     """Which tasks: all conditions hold, an empty one is none. ``tags``: all of them; ``metadata``: all these pairs. A time
     ``after`` is included, one ``before`` is not. ``cleaned``: with or without those whose result was given up, ``None``: both;
-    ``unredriven``: only those that can be and that no retry repeats."""
+    ``unretried``: only those that can be and that no retry repeats."""
 
     statuses: tuple[Status, ...] = ()
     priority: int | None = None
@@ -205,7 +205,7 @@ class TaskFilter:
     updated_after: datetime | None = None
     updated_before: datetime | None = None
     cleaned: bool | None = None
-    unredriven: bool = False
+    unretried: bool = False
 
 
 _MODELS: dict[str, type[BlobRef] | type[ErrorInfo]] = {"input": BlobRef, "output": BlobRef, "error": ErrorInfo}

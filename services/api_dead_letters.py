@@ -55,7 +55,7 @@ async def list_dead_letters(request: web.Request, query: DeadLettersQuery) -> Re
         updated_after=query.failed_after,
         updated_before=query.failed_before,
         cleaned=False,
-        unredriven=True,
+        unretried=True,
     )
     page = await api.queries.list_tasks(wanted, sort_by="completed_at", limit=query.limit, offset=query.offset)
     answer = DeadLetterListAnswer(
@@ -100,7 +100,7 @@ async def redrive_dead_letters(request: web.Request, body: RedriveRequest) -> Re
         raise InvalidInput("/task_ids", "give either task_ids or a filter")
     task_ids = list(dict.fromkeys(body.task_ids or ()))
     if body.filter is not None:
-        found = await select(api, replace(filter_of(body.filter), cleaned=False, unredriven=True), DEAD)
+        found = await select(api, replace(filter_of(body.filter), cleaned=False, unretried=True), DEAD)
         task_ids = [task_id for task_id, _ in found.tasks]
 
     async def redrive(task_id: str) -> DoneAnswer:

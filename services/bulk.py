@@ -82,9 +82,7 @@ def filter_of(selector: TaskSelector) -> TaskFilter:
 
 async def carry_out(api: Api, body: BulkRequest, requested_by: str, trace: Trace) -> BulkAnswer:
     """The preview, or the outcome where ``body.expected`` says what it was to be. Raises ``SelectionChanged``."""
-    wanted = filter_of(body.filter)
-    if body.action == "delete":
-        wanted = replace(wanted, cleaned=False)
+    wanted = _undone(body.action, filter_of(body.filter))
     found = await select(api, wanted, ADMITS[body.action])
     preview = BulkAnswer(
         action=body.action,
@@ -111,6 +109,17 @@ async def carry_out(api: Api, body: BulkRequest, requested_by: str, trace: Trace
     tasks = await each(found.tasks, act)
     done = sum(task.error is None for task in tasks)
     return preview.model_copy(update={"executed": True, "done": done, "refused": len(tasks) - done, "tasks": tasks})
+
+
+def _undone(action: Action, wanted: TaskFilter) -> TaskFilter:
+    """Those of them with whom the action has not been done: a deletion or a retry leaves the task's status as it was."""
+    match action:
+        case "delete":
+            return replace(wanted, cleaned=False)
+        case "retry":
+            return replace(wanted, unretried=True)
+        case _:
+            return wanted
 
 
 async def select(api: Api, wanted: TaskFilter, admits: frozenset[Status]) -> Selection:

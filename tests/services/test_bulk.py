@@ -91,14 +91,39 @@ async def test_a_task_that_moves_while_it_is_acted_on_is_refused_by_itself(
     assert {task["task_id"]: task["code"] for task in done["tasks"]} == {moved: "VERSION_CONFLICT", other: None}
 
 
-async def test_retrying_in_bulk_twice_runs_each_once(backend: Backend) -> None:
+async def test_what_was_retried_is_not_retried_in_bulk_again(backend: Backend) -> None:
+    alone, *others = await submitted(backend, 3, tags=["x"])
+    for task_id in (alone, *others):
+        await backend.fail(task_id)
+    wanted = {"tags": ["x"], "status": ["FAILED"]}
+    status, _ = await backend.post(f"/tasks/{alone}/retry", {})
+    assert status == 201
+    _, preview = await bulk(backend, "retry", wanted)
+    assert (preview["count"], preview["sample"]) == (2, sorted(others))
+    _, done = await bulk(backend, "retry", wanted, preview)
+    assert (done["done"], done["refused"]) == (2, 0)
+    status, again = await bulk(backend, "retry", wanted, preview)
+    assert (status, again["code"], again["preview"]["count"]) == (409, "SELECTION_CHANGED", 0)
+    again = done["tasks"][0]["new_task_id"]
+    await backend.fail(again)
+    _, preview = await bulk(backend, "retry", wanted)
+    assert preview["sample"] == [again]
+
+
+async def test_retrying_in_bulk_twice_at_once_runs_each_once(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = await submitted(backend, 2, tags=["x"])
     for task_id in ids:
         await backend.fail(task_id)
     wanted = {"tags": ["x"], "status": ["FAILED"]}
     _, preview = await bulk(backend, "retry", wanted)
-    _, first = await bulk(backend, "retry", wanted, preview)
-    _, second = await bulk(backend, "retry", wanted, preview)
+    append, all_at_it = backend.log.append, asyncio.Barrier(4)
+
+    async def together(event: Event) -> int | None:
+        await all_at_it.wait()
+        return await append(event)
+
+    monkeypatch.setattr(backend.log, "append", together)
+    (_, first), (_, second) = await asyncio.gather(*(bulk(backend, "retry", wanted, preview) for _ in range(2)))
     made = [task["new_task_id"] for task in first["tasks"]]
     assert made == [task["new_task_id"] for task in second["tasks"]]
     _, page = await backend.get("/tasks", params={"tag": "x"})
