@@ -46,11 +46,15 @@ SOURCE = "disposal"
 PATIENCE_S = 5.0
 """For so long the deletions are left to whoever wrote the event."""
 
+LATE_S = 300.0
+"""So long after an erasure what was stored of the task since is deleted too. A worker that lost its lease goes on until it
+hears of it, and makes files and reports progress that no event fences."""
+
 SILENCE_S = 5.0
 """Messages that the broker said it has and does not send for so long were deleted meanwhile."""
 
 RECENT_S = 7 * 24 * 3600.0
-"""Deletions of tasks that were cleaned up so long before the last one are taken to be done when a scheduler starts."""
+"""What was to be done for tasks so long before the last of its kind is taken to be done when a scheduler starts."""
 
 InUse = Callable[[Sequence[str]], Awaitable[Collection[str]]]
 """Which of these blobs hold arguments of others than the task that is erased."""
@@ -145,13 +149,18 @@ async def dispose_erased(log_: EventLog, blobs: BlobStore, task_id: str) -> None
     if last is None or not isinstance(last.event.data, Erased):
         return
     erased = last.event.data
-    await blobs.delete_outputs_async(task_id)
+    await _dispose_of_attempts(log_, blobs, task_id)
     if await _is_left(log_, task_id, erased):  # else a later task may have been given the very same bytes since
         for key in erased.blobs:
             await blobs.delete_async(key)
-    await _overwrite(log_, PROGRESS, await _positions_of_progress(log_, task_id))
     failpoint("erase.before_messages")
     await _overwrite(log_, EVENTS, [left.position for left in reversed(erased.events)])
+
+
+async def _dispose_of_attempts(log_: EventLog, blobs: BlobStore, task_id: str) -> None:
+    """Delete the files of an erased task's attempts, and overwrite their progress."""
+    await blobs.delete_outputs_async(task_id)
+    await _overwrite(log_, PROGRESS, await _positions_of_progress(log_, task_id))
 
 
 async def _is_left(log_: EventLog, task_id: str, erased: Erased) -> bool:
@@ -205,7 +214,8 @@ class Disposal:
         """By task id: when its result is given up, in POSIX seconds of the broker's clock."""
         self._cleaned: dict[str, float] = {}
         self._erased: dict[str, float] = {}
-        """By task id: when its event was stored, in POSIX seconds."""
+        self._late: dict[str, float] = {}
+        """By task id: when its event was stored, in POSIX seconds. ``_late``: erased, and to be looked at once more."""
         self.expired = 0
 
     def note(self, fact: Fact) -> None:
@@ -216,7 +226,8 @@ class Disposal:
         if fact.type == "erased":
             self._expiring.pop(fact.id, None)
             self._cleaned.pop(fact.id, None)
-            self._erased[fact.id] = stored_at
+            self._erased[fact.id] = self._late[fact.id] = stored_at
+            _forget_before(self._late, stored_at - RECENT_S)
         elif fact.type == "cleaned":
             self._expiring.pop(fact.id, None)
             self._cleaned[fact.id] = stored_at
@@ -238,14 +249,13 @@ class Disposal:
 
     async def act(self) -> None:
         """Do what is due, whatever becomes of the others. Raises what kept it from something; that is done again."""
-        if not (self._cleaned or self._erased or self._expiring):
+        if not (self._cleaned or self._erased or self._late or self._expiring):
             return
         now = (await self._log.broker.time()).timestamp()
-        cleaned = [task_id for task_id, at in self._cleaned.items() if at + PATIENCE_S <= now]
-        erased = [task_id for task_id, at in self._erased.items() if at + PATIENCE_S <= now]
-        failures = await side_by_side(erased, self._complete_erasure)
-        failures += await side_by_side(cleaned, self._complete_clean_up)
-        failures += await side_by_side([task_id for task_id, at in self._expiring.items() if at <= now], self._expire)
+        failures = await side_by_side(_due(self._erased, now - PATIENCE_S), self._complete_erasure)
+        failures += await side_by_side(_due(self._late, now - LATE_S), self._erase_what_came_late)
+        failures += await side_by_side(_due(self._cleaned, now - PATIENCE_S), self._complete_clean_up)
+        failures += await side_by_side(_due(self._expiring, now), self._expire)
         if failures:
             raise failures[0][1]
 
@@ -254,6 +264,10 @@ class Disposal:
             await dispose_erased(self._log, self._blobs, task_id)
             log.info("disposal.completed", task_id=task_id)
         self._erased.pop(task_id, None)
+
+    async def _erase_what_came_late(self, task_id: str) -> None:
+        await _dispose_of_attempts(self._log, self._blobs, task_id)
+        self._late.pop(task_id, None)
 
     async def _complete_clean_up(self, task_id: str) -> None:
         await dispose_files(self._log, self._blobs, task_id)
@@ -266,6 +280,11 @@ class Disposal:
         except (Conflict, TaskNotFound):
             pass  # somebody was first
         self._expiring.pop(task_id, None)
+
+
+def _due(at_of: dict[str, float], now: float) -> list[str]:
+    """Those whose time has come."""
+    return [task_id for task_id, at in at_of.items() if at <= now]
 
 
 def _forget_before(stored: dict[str, float], at: float) -> None:

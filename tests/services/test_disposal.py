@@ -362,6 +362,26 @@ async def test_a_scheduler_completes_what_a_killed_server_left(
     await end(*running)
 
 
+@pytest.mark.parametrize("late_s", [0.0, 3600.0])
+async def test_what_a_late_worker_stores_of_an_erased_task_is_erased_as_well(
+    backend: Backend, own_nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, late_s: float
+) -> None:
+    task_id = await secret_task(backend)
+    assert (await backend.post(f"/tasks/{task_id}/erase"))[0] == 200
+    await backend.api.blobs.put_async(SECRET.encode(), key=output_key(task_id, 1, "late.txt"))
+    await publish_report(backend.broker, task_id, 1, "worker.w1", Log([LogLine(SECRET)]))
+    monkeypatch.setattr("eventq.services.disposal.PATIENCE_S", 0.0)
+    monkeypatch.setattr("eventq.services.disposal.LATE_S", late_s)
+    disposal = Disposal(backend.log, backend.api.blobs)
+    follower = Follower(backend.broker, [disposal])
+    following = asyncio.create_task(follower.run())
+    await follower.until_caught_up()
+    await disposal.act()
+    await end(following)
+    left = [bool(bytes_hold(folder)) for folder in (own_nats_server.store_dir, tmp_path / "blobs")]
+    assert left == [late_s > 0] * 2
+
+
 async def test_a_deletion_that_fails_does_not_hold_up_the_others(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     doomed, other = await secret_task(backend), await secret_task(backend)
     monkeypatch.setattr("eventq.services.disposal.dispose_erased", left_undone)
