@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from eventq.events.claim_events import Claimed
+from eventq.events.claim_events import Answered, Claimed
 from eventq.events.data import JSON, EventData
 from eventq.events.errors import UnknownEvent
 from eventq.events.queue_events import QueueAdmitted, QueueConfigured, QueuePaused, QueueResumed
@@ -110,6 +110,7 @@ _TYPES = (
     EventType("workers", "stopped", WorkerStopped),
     EventType("workers", "lost", WorkerLost),
     EventType("system", "claimed", Claimed),
+    EventType("system", "answered", Answered),
     EventType("queues", "configured", QueueConfigured),
     EventType("queues", "paused", QueuePaused),
     EventType("queues", "resumed", QueueResumed),

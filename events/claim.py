@@ -4,6 +4,9 @@ A claim names the task that holds the key. It is never given back: whoever wants
 and claims it for another if so. So a key cannot be blocked by somebody who died, nor be held twice: a claim's next version is
 written once, and a task that was claimed and not submitted yet is submitted, under the id that the claim names, by the next
 who wants the key.
+
+The ``Idempotency-Key`` of a request for a unique task has a claim of its own, with one event: the task that is the answer, be
+it made for the request or there before.
 """
 
 from __future__ import annotations
@@ -12,15 +15,18 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from eventq.events.aggregate import State, modelled
-from eventq.events.claim_events import Claimed
+from eventq.events.claim_events import Answered, Claimed
 from eventq.events.data import EventData
 from eventq.events.errors import IllegalTransition, NotFound
+from eventq.events.task_events import Idempotency
 
 
 class Claim(State):
-    """The fold of a claim's events. ``task_id``: who holds the key, if that has not finished."""
+    """The fold of a claim's events. ``task_id``: who holds the key, if that has not finished; ``idempotency``: of the request
+    whose answer it is, where the key is an ``Idempotency-Key``."""
 
     task_id: str | None = None
+    idempotency: Idempotency | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +37,26 @@ class ClaimKey:
     task_id: str
 
 
-def decide_claim(command: ClaimKey, claim: Claim) -> list[EventData]:
-    """What follows. Raises :class:`IllegalTransition` where somebody else claimed the key meanwhile."""
-    if command.version != claim.version:
-        raise IllegalTransition("the unique key was claimed by another task meanwhile", status=f"version {claim.version}")
-    return [Claimed(task_id=command.task_id)]
+@dataclass(frozen=True, slots=True)
+class AnswerKey:
+    """A request under an ``Idempotency-Key`` is to be answered with this task."""
+
+    task_id: str
+    idempotency: Idempotency
+
+
+def decide_claim(command: ClaimKey | AnswerKey, claim: Claim) -> list[EventData]:
+    """What follows. Raises :class:`IllegalTransition` where somebody else claimed the key meanwhile, or it has its answer."""
+    match command:
+        case ClaimKey():
+            if command.version != claim.version:
+                problem = "the unique key was claimed by another task meanwhile"
+                raise IllegalTransition(problem, status=f"version {claim.version}")
+            return [Claimed(task_id=command.task_id)]
+        case AnswerKey():
+            if claim.version > 0:
+                raise IllegalTransition("the key has its answer", status=f"version {claim.version}")
+            return [Answered(task_id=command.task_id, idempotency=command.idempotency)]
 
 
 def evolve_claim(claim: Claim, event_id: str, at: datetime, data: EventData) -> Claim:
@@ -43,6 +64,8 @@ def evolve_claim(claim: Claim, event_id: str, at: datetime, data: EventData) -> 
     match data:
         case Claimed():
             return claim.after(event_id, task_id=data.task_id)
+        case Answered():
+            return claim.after(event_id, task_id=data.task_id, idempotency=data.idempotency)
         case _:
             raise IllegalTransition(f"{type(data).__name__} is not an event of a claim")
 
@@ -51,5 +74,5 @@ def _no_claim(claim_id: str) -> NotFound:
     return NotFound("nobody ever claimed this key", claim_id=claim_id)
 
 
-CLAIMS = modelled("system", Claim, decide_claim, evolve_claim, _no_claim, (ClaimKey,))
+CLAIMS = modelled("system", Claim, decide_claim, evolve_claim, _no_claim, (ClaimKey, AnswerKey))
 """Under ``system``: the stream has no other place for what is neither task nor worker, queue, schedule or workflow."""

@@ -24,6 +24,7 @@ from eventq.services.api import SOURCE, api_of, requester, trace_of
 from eventq.services.idempotency import holding, idempotency_key, keyed_id, record_of
 from eventq.services.metrics import METRICS
 from eventq.services.openapi import HttpRoutes, Reply
+from eventq.services.preparation import Submission
 from eventq.services.reading import AS_OF_HEADER, fresh_enough, fresh_task, past_task
 from eventq.services.schemas import (
     GetQuery,
@@ -35,7 +36,7 @@ from eventq.services.schemas import (
     TaskPath,
     TwoTasksPath,
 )
-from eventq.services.submission import Accepted, Submission, repeat, submit
+from eventq.services.submission import Accepted, repeat, submit
 from eventq.services.task_views import compare_answer, etag, links, task_answer, task_path, timeline_answer
 from eventq.services.waiting import Outcome, applied, outcome_of, wait_asked_for, wait_until
 

@@ -23,8 +23,9 @@ from eventq.services.http_errors import BadRequest, RequestTimeout
 from eventq.services.http_invalid import invalid_input
 from eventq.services.http_limits import PARSE_INLINE_MAX_BYTES, HttpLimits
 from eventq.services.idempotency import keyed_id, record_of
+from eventq.services.preparation import AT_ONCE, Submission, prepare_all
 from eventq.services.schemas import SubmitRequest
-from eventq.services.submission import AT_ONCE, Accepted, Submission, prepare_all, submit_all
+from eventq.services.submission import Accepted, submit_all
 
 log = structlog.get_logger("eventq.batch")
 

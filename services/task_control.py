@@ -19,8 +19,8 @@ from eventq.events.task_events import Submitted
 from eventq.events.timers import DUE, START_BY, START_BY_SLACK_S, Hint, set_timer
 from eventq.services.api import SOURCE, Api
 from eventq.services.preconditions import check_version
+from eventq.services.preparation import check_schedule, checked_arguments, declaration_of
 from eventq.services.schemas import UpdateRequest
-from eventq.services.submission import check_schedule, checked_arguments, declaration_of
 from eventq.services.task_options import asked, resolved
 
 CommandFor = Callable[[Task, datetime], Awaitable[Command]]

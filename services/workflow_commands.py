@@ -34,7 +34,8 @@ from eventq.events.workflow_values import references
 from eventq.projections.fold import version_key
 from eventq.services.api import SOURCE, Api
 from eventq.services.idempotency import check_same, keyed_id
-from eventq.services.submission import declaration_of, refuse_when_damaged
+from eventq.services.preparation import declaration_of
+from eventq.services.submission import refuse_when_damaged
 from eventq.services.task_options import asked, declared, resolved
 from eventq.services.workflow_models import CompensationBody, NodeBody, WorkflowRequest
 

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from eventq.events.aggregate import Aggregate, S
 from eventq.events.catalogue import TYPE_OF
 from eventq.events.claim import CLAIMS
-from eventq.events.claim_events import Claimed
+from eventq.events.claim_events import Answered, Claimed
 from eventq.events.data import BlobRef, ErrorInfo, EventData
 from eventq.events.envelope import Event, Trace
 from eventq.events.queue import QUEUES
@@ -436,6 +436,11 @@ def lives() -> dict[str, list[Event]]:
         **{f"task-{name}": life(TASKS, f"t-{name}", history) for name, history in TASK_LIVES.items()},
         **{name: life(WORKERS, name.replace("worker", "worker-1", 1), history) for name, history in WORKER_LIVES.items()},
         "claim": life(CLAIMS, "unique-5f3a", [Claimed(task_id="t-1"), Claimed(task_id="t-2")]),
+        "claim-of-request": life(
+            CLAIMS,
+            "keyed-5f3a",
+            [Answered(task_id="t-1", idempotency=Idempotency(key_sha256="3" * 64, request_sha256="4" * 64))],
+        ),
         **{name: life(QUEUES, "reports", history) for name, history in QUEUE_LIVES.items()},
         **{name: life(WORKFLOWS, "wf-1", history) for name, history in WORKFLOW_LIVES.items()},
         **{name: life(SCHEDULES, "nightly", history) for name, history in SCHEDULE_LIVES.items()},

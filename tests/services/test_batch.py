@@ -19,12 +19,12 @@ from eventq.events.queue_events import QueueLimits
 from eventq.events.task_events import Submitted
 from eventq.events.worker_events import TaskDeclaration
 from eventq.services import batch as module
-from eventq.services import submission
+from eventq.services import preparation, submission
 from eventq.services.api import Api
 from eventq.services.api_tasks import submission_of
 from eventq.services.batch import GROUP_MAX, Batch
 from eventq.services.http_limits import MIB
-from eventq.services.submission import Submission
+from eventq.services.preparation import Submission
 from tests.services.backend import Backend
 
 LINES = {"Content-Type": "application/x-ndjson"}
@@ -90,14 +90,14 @@ async def test_options_and_queues_hold_in_a_batch_as_they_do_alone(backend: Back
 
 
 async def test_an_error_that_nobody_expected_costs_one_task(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-    prepare = submission.prepare
+    prepare = preparation._prepare  # pyright: ignore[reportPrivateUsage]
 
     async def fails(api: Api, wanted: Submission, *rest: Any) -> Submitted:
         if wanted.kwargs["width"] == 7:
             raise RuntimeError("a bug")
         return await prepare(api, wanted, *rest)
 
-    monkeypatch.setattr(submission, "prepare", fails)
+    monkeypatch.setattr(preparation, "_prepare", fails)
     *lines, last = await batch(backend, [task(width) for width in range(1, 20)])
     assert last == {"accepted": 18, "refused": 1}
     assert lines[6]["error"]["code"] == "INTERNAL_ERROR"
@@ -151,13 +151,13 @@ async def test_what_is_accepted_counts_though_nobody_hears_of_it(backend: Backen
 
 async def test_an_unknown_name_is_asked_for_once_a_group(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    ask = submission.declaration_of
+    ask = preparation.declaration_of
 
     async def counted(api: Api, name: str) -> TaskDeclaration:
         asked.append(name)
         return await ask(api, name)
 
-    monkeypatch.setattr(submission, "declaration_of", counted)
+    monkeypatch.setattr(preparation, "declaration_of", counted)
     *_, last = await batch(backend, [{"task_name": "nobody"}, task()] * 100)
     assert last == {"accepted": 100, "refused": 100}
     assert sorted(asked) == ["nobody", "resize"]

@@ -13,7 +13,8 @@ from eventq.events.envelope import NO_TRACE
 from eventq.events.ids import new_id
 from eventq.services import submission
 from eventq.services.idempotency import KeyReused, keyed_id, record_of
-from eventq.services.submission import Submission, submit
+from eventq.services.preparation import Submission
+from eventq.services.submission import submit
 from tests.services.backend import Backend
 from tests.support.nats import NatsServer
 
@@ -97,6 +98,69 @@ async def test_a_claim_whose_submitter_died_is_fulfilled_by_the_next(backend: Ba
     accepted = await submit(backend.api, wanted, NO_TRACE)
     assert (accepted.task_id, accepted.duplicate) == (dead, False)
     assert (await submit(backend.api, wanted, NO_TRACE)).duplicate
+
+
+UNIQUE = {**BODY, "unique": True}
+KEY = {"Idempotency-Key": "k"}
+
+
+def keyed_unique(key: str = "k") -> Submission:
+    """As each of several processes makes it of the same request."""
+    record = record_of(key, {"width": 10, "unique": True})
+    return Submission("resize", [], {"width": 10}, unique=True, idempotency=record, task_id=keyed_id(key, "tasks"))
+
+
+async def test_a_unique_task_under_a_key_is_answered_the_same_after_it_has_finished(backend: Backend) -> None:
+    first = await backend.post("/tasks", UNIQUE, headers=KEY)
+    assert first[0] == 201
+    await backend.complete(first[1]["task_id"])
+    assert await backend.post("/tasks", UNIQUE, headers=KEY) == first
+    status, answer = await backend.post("/tasks", UNIQUE)
+    assert status == 201
+    assert answer["task_id"] != first[1]["task_id"]
+
+
+async def test_a_key_that_was_answered_with_another_task_stays_with_it(backend: Backend) -> None:
+    _, held = await backend.post("/tasks", UNIQUE)
+    first = await backend.post("/tasks", UNIQUE, headers=KEY)
+    assert (first[0], first[1]["task_id"], first[1]["duplicate"]) == (200, held["task_id"], True)
+    await backend.complete(held["task_id"])
+    assert await backend.post("/tasks", UNIQUE, headers=KEY) == first
+    for other in ({**UNIQUE, "priority": 1}, BODY):
+        status, answer = await backend.post("/tasks", other, headers=KEY)
+        assert (status, answer["code"]) == (422, "IDEMPOTENCY_KEY_REUSED")
+
+
+async def test_unique_tasks_under_keys_submitted_at_once_are_one(backend: Backend) -> None:
+    keys = ["a", "b"] * 5
+    accepted = await asyncio.gather(*(submit(backend.api, keyed_unique(key), NO_TRACE) for key in keys))
+    (task_id,) = {each.task_id for each in accepted}
+    made = {key for key, each in zip(keys, accepted, strict=True) if not each.duplicate}
+    assert len(made) == 1
+    await backend.complete(task_id)
+    again = await asyncio.gather(*(submit(backend.api, keyed_unique(key), NO_TRACE) for key in keys))
+    assert {each.task_id for each in again} == {task_id}
+    assert {key for key, each in zip(keys, again, strict=True) if not each.duplicate} == made
+
+
+@pytest.mark.parametrize("point", ["submit.after_claim", "submit.after_answer", "submit.before_append", "submit.after_append"])
+async def test_a_unique_task_under_a_key_is_made_once_though_its_submitter_died(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch, point: str
+) -> None:
+    def dies(name: str) -> None:
+        if name == point:
+            raise RuntimeError("killed")
+
+    with monkeypatch.context() as patched:
+        for module in ("services.submission", "events.submitter"):
+            patched.setattr(f"eventq.{module}.failpoint", dies)
+        with pytest.raises(RuntimeError, match="killed"):
+            await submit(backend.api, keyed_unique(), NO_TRACE)
+    accepted = await submit(backend.api, keyed_unique(), NO_TRACE)
+    await backend.complete(accepted.task_id)
+    assert (await submit(backend.api, keyed_unique(), NO_TRACE)).task_id == accepted.task_id
+    _, page = await backend.get("/tasks", params={"min_position": await backend.last_position()})
+    assert page["total"] == 1
 
 
 async def test_an_answer_waits_for_the_outcome_or_says_that_there_is_none_yet(backend: Backend) -> None:
