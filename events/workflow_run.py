@@ -7,7 +7,7 @@ the same for every coordinator that has seen as much, and refused by the version
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -275,10 +275,7 @@ class Run:
         self._settled += 1
         self._ready.pop(node, None)
         if self.graph is not None:
-            for after in self.graph.dependents[node]:
-                self._left[after] -= 1
-                if self._left[after] == 0:
-                    self._ready[after] = None
+            self._ready |= dict.fromkeys(cleared(self.graph, self._left, self.nodes, [node]))
 
     def _start_over(self) -> None:
         self.nodes = {name: status for name, status in self.nodes.items() if status is NodeStatus.COMPLETED}
@@ -297,10 +294,11 @@ class Run:
         self._left, self._ready = {}, {}
         if self.graph is None:
             return
-        for name, node in self.graph.nodes.items():
-            self._left[name] = sum(self.status(before) not in SETTLED for before in node.depends_on)
-            if self._left[name] == 0 and name not in self.nodes:
-                self._ready[name] = None
+        self._left = {name: len(node.depends_on) for name, node in self.graph.nodes.items()}
+        first = [name for name, left in self._left.items() if left == 0]
+        ended = [name for name in first if self.status(name) in SETTLED]
+        blocked = [name for name in first if name not in self.nodes]
+        self._ready = dict.fromkeys(blocked + cleared(self.graph, self._left, self.nodes, ended))
 
     # What plan() looks at.
 
@@ -324,9 +322,32 @@ class Run:
         """Whether any task or wait of it has not ended."""
         return bool(self.trees or self.unmade or self.waiting)
 
-    def left(self, node: str) -> int:
-        """How many of the node's dependencies have not ended."""
-        return self._left[node]
+    @property
+    def left(self) -> Mapping[str, int]:
+        """See :func:`cleared`."""
+        return self._left
+
+
+def cleared(
+    graph: Graph, left: MutableMapping[str, int], statuses: Mapping[str, NodeStatus], nodes: Iterable[str]
+) -> list[str]:
+    """Blocked nodes that wait for nothing any more, now that ``nodes`` have ended and all before them. ``left``, of each node:
+    how many of its dependencies, or of what is before those, have not ended; counted down here.
+
+    In a retry a node may have completed before, and something before it is run again: what comes after it waits for that.
+    """
+    found: list[str] = []
+    clear = list(nodes)
+    for name in clear:  # which grows meanwhile
+        for after in graph.dependents[name]:
+            left[after] -= 1
+            if left[after] > 0:
+                continue
+            if (status := statuses.get(after)) is None:
+                found.append(after)
+            elif status in SETTLED:
+                clear.append(after)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -399,7 +420,7 @@ class _Draft:
         self._lost = lost
         self._greedy = greedy
         self._after: dict[str, NodeStatus] = {}
-        self._left: dict[str, int] = {}
+        self._left = dict(run.left)
         self._ready: list[str] = run.ready
         self._finished: list[NodeEnd] = []
         self._compensated: list[NodeEnd] = []
@@ -497,11 +518,7 @@ class _Draft:
         self._after[name] = status
         if status not in (NodeStatus.COMPLETED, NodeStatus.SKIPPED):
             self._fail(name)
-        for after in self._graph.dependents[name]:
-            left = self._left.get(after, self._run.left(after)) - 1
-            self._left[after] = left
-            if left == 0:
-                self._ready.append(after)
+        self._ready += cleared(self._graph, self._left, self._run.nodes, [name])
 
     def _fail(self, name: str) -> None:
         policy = self._graph.nodes[name].on_failure

@@ -3,139 +3,28 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from typing import Any
+from datetime import timedelta
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eventq.events.data import EventData
 from eventq.events.errors import IllegalTransition, InvalidInput
 from eventq.events.limits import NODE_RESULTS_MAX_BYTES
-from eventq.events.task_events import Submitted
 from eventq.events.workflow import (
     AdvanceWorkflow,
     AnswerNode,
     CancelWorkflow,
-    CreateWorkflow,
     RetryWorkflow,
     SignalWorkflow,
     WorkflowStatus,
-    decide_workflow,
     node_task_id,
 )
-from eventq.events.workflow_events import Condition, Definition, Node, WorkflowAdvanced, WorkflowCreated
+from eventq.events.workflow_events import Condition, Definition, Node, WorkflowAdvanced
 from eventq.events.workflow_graph import check_graph
 from eventq.events.workflow_run import SETTLED, NodeStatus, Owner, Run, plan, task_of
 from eventq.events.workflow_values import Unresolved, Wanted, resolve
-
-NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
-TASK = Submitted(task_name="echo", pool="cpu", queue="default", priority=5, max_retries=0)
-
-
-def step(name: str, *depends_on: str, kwargs: dict[str, Any] | None = None, **options: Any) -> Node:
-    """A node that is a task."""
-    task = TASK.model_copy(update={"kwargs": kwargs or {}})
-    return Node(name=name, depends_on=list(depends_on), task=task, **options)
-
-
-@dataclass
-class World:
-    """One workflow and the tasks that it makes. ``outcomes``: how a node's task ends, else ``COMPLETED``."""
-
-    nodes: Sequence[Node]
-    outcomes: dict[str, str] = field(default_factory=dict[str, str])
-    results: dict[str, Any] = field(default_factory=dict[str, Any])
-    timeout_s: float | None = None
-    now: datetime = NOON
-    log: list[tuple[str, Any]] = field(default_factory=list[tuple[str, Any]])
-
-    def __post_init__(self) -> None:
-        check_graph(self.nodes)
-        self.run = self.new_run()
-        self.running: dict[str, Owner] = {}
-        self.made: list[str] = []
-        self.started: list[str] = []
-        deadline = None if self.timeout_s is None else NOON + timedelta(seconds=self.timeout_s)
-        created = WorkflowCreated(
-            name="w",
-            nodes=len(self.nodes),
-            definition=Definition(nodes=list(self.nodes)),
-            timeout_s=self.timeout_s,
-            deadline_at=deadline,
-        )
-        self.command(CreateWorkflow(created))
-
-    def new_run(self) -> Run:
-        run = Run("w")
-        run.know(Definition(nodes=list(self.nodes)))
-        return run
-
-    def command(self, command: Any) -> list[EventData]:
-        events = decide_workflow(command, self.run.state)
-        for event in events:
-            self.run.apply(f"e{len(self.log)}", self.now, event)
-            self.log.append(("workflow", event))
-        return events
-
-    def known(self) -> dict[Wanted, Any]:
-        found: dict[Wanted, Any] = {}
-        for node in self.nodes:
-            found[Wanted(node.name, False)] = self.results.get(node.name, node.name)
-            found[Wanted(node.name, True)] = []
-        return found
-
-    def advance(self) -> bool:
-        """What a coordinator does once; answers whether there was anything."""
-        event = plan(self.run, self.known(), self.now).event
-        if event is None:
-            return False
-        self.command(AdvanceWorkflow(self.run.state.version, event))
-        if isinstance(event, WorkflowAdvanced):
-            self.started += event.released
-        if self.run.state.ending is None or any(owner.compensation for owner in self.run.unmade.values()):
-            for task_id, owner in list(self.run.unmade.items()):
-                task_of(self.run, owner, self.known())
-                self.made.append(task_id)
-                self.running[task_id] = owner
-                self.note(task_id, "PENDING")
-        else:
-            for task_id in list(self.run.unmade):
-                self.note(task_id, "SCHEDULED")
-                self.note(task_id, "CANCELLED")
-        if self.run.state.ending is not None:
-            for task_id in [each for each, owner in self.running.items() if not owner.compensation]:
-                self.end(task_id, "CANCELLED")
-        return True
-
-    def note(self, task_id: str, status: str, parent: str | None = None) -> None:
-        self.run.note_task(task_id, parent, status)
-        self.log.append(("task", (task_id, parent, status)))
-
-    def end(self, task_id: str, status: str | None = None) -> None:
-        owner = self.running.pop(task_id)
-        name = f"{owner.node} undone" if owner.compensation else owner.node
-        self.note(task_id, status or self.outcomes.get(name, "COMPLETED"))
-
-    def settle(self) -> None:
-        while self.advance():
-            pass
-
-    def go(self, order: random.Random | None = None) -> None:
-        """Until nothing moves any more."""
-        self.settle()
-        while self.running:
-            names = list(self.running)
-            self.end(names[0] if order is None else order.choice(names))
-            if order is None or order.random() < 0.5 or not self.running:
-                self.settle()
-        self.settle()
-
-    def statuses(self) -> dict[str, str]:
-        return {node.name: self.run.status(node.name).value for node in self.nodes}
+from tests.events.workflow_world import NOON, TASK, World, graphs, step
 
 
 def test_a_chain_runs_in_order_and_hands_results_on() -> None:
@@ -303,6 +192,45 @@ def test_a_retry_runs_what_did_not_complete_again() -> None:
     assert world.run.state.counts == {"COMPLETED": 3}
 
 
+def test_what_completed_is_not_run_again_though_what_comes_before_it_is() -> None:
+    nodes = [
+        step("a", on_failure="continue"),
+        step("b", "a", run_if="always"),
+        step("c", "b", kwargs={"x": {"$from": "a"}}),
+        step("d", "c"),
+    ]
+    world = World(nodes, {"a": "FAILED", "c": "FAILED"})
+    world.go()
+    world.outcomes = {}
+    world.started.clear()
+    world.command(RetryWorkflow("ada", world.now))
+    world.settle()
+    assert world.started == ["a"], "c wants the result of a, although b, between them, has completed"
+    world.go()
+    assert world.started == ["a", "c", "d"]
+    assert world.run.state.status is WorkflowStatus.COMPLETED
+    assert world.run.state.counts == {"COMPLETED": 4}
+
+
+def test_what_was_undone_is_done_again_before_what_comes_after_it() -> None:
+    nodes = [
+        step("reserve", compensate=TASK),
+        step("check", "reserve"),
+        step("pay", "check", on_failure="compensate"),
+        step("ship", "pay", kwargs={"from": {"$from": "reserve"}}),
+    ]
+    world = World(nodes, {"pay": "FAILED"})
+    world.go()
+    world.outcomes = {}
+    world.started.clear()
+    world.command(RetryWorkflow("ada", world.now))
+    world.settle()
+    assert world.started == ["reserve"]
+    world.go()
+    assert world.started == ["reserve", "pay", "ship"]
+    assert world.run.state.counts == {"COMPLETED": 4}
+
+
 def test_a_cancelled_workflow_starts_nothing_and_is_cancelled_once_all_has_stopped() -> None:
     world = World([step("a"), step("b", "a")])
     world.settle()
@@ -371,25 +299,6 @@ def test_what_is_no_workflow_is_refused_by_name(nodes: list[Node], said: str) ->
     found = caught.value.detail
     turns = [said, said.replace("a -> b -> c -> a", "b -> c -> a -> b"), said.replace("a -> b -> c -> a", "c -> a -> b -> c")]
     assert any(turn in found for turn in turns), found
-
-
-@st.composite
-def graphs(draw: st.DrawFn) -> list[Node]:
-    """Random graphs: each node depends on some of those before it."""
-    nodes: list[Node] = []
-    for number in range(draw(st.integers(1, 12))):
-        names = [node.name for node in nodes]
-        before = draw(st.lists(st.sampled_from(names), unique=True, max_size=4)) if names else []
-        nodes.append(
-            step(
-                f"n{number}",
-                *before,
-                run_if=draw(st.sampled_from(["all_succeeded", "any_succeeded", "always"])),
-                on_failure=draw(st.sampled_from(["fail", "continue", "continue", "compensate"])),
-                compensate=draw(st.sampled_from([None, TASK])),
-            )
-        )
-    return nodes
 
 
 @settings(max_examples=300, deadline=None)
