@@ -25,7 +25,7 @@ DUE = "due"
 START_BY = "start_by"
 """A ready task that nobody started times out. Of the version that begins the wait, or of a later one."""
 
-START_BY_SLACK_S = 0.05
+WAIT_SLACK_S = 0.05
 """The wait begins with the time of the event, which is written an instant after the timer is set."""
 
 
@@ -77,7 +77,7 @@ async def set_task_timers(
     if due_at is not None:
         await set_timer(timers, Hint("tasks", task_id, DUE, version), due_at)
     if queue_timeout_s is not None:
-        start_by = max(due_at or now, now) + timedelta(seconds=queue_timeout_s + START_BY_SLACK_S)
+        start_by = max(due_at or now, now) + timedelta(seconds=queue_timeout_s + WAIT_SLACK_S)
         await set_timer(timers, Hint("tasks", task_id, START_BY, version), start_by)
 
 

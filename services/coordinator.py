@@ -36,7 +36,7 @@ from eventq.events.limits import INLINE_PAYLOAD_MAX_BYTES, WORKFLOW_DEFINITION_M
 from eventq.events.log import EventLog
 from eventq.events.submitter import Submitter
 from eventq.events.task_events import Submitted
-from eventq.events.timers import Hint, set_timer
+from eventq.events.timers import WAIT_SLACK_S, Hint, set_timer
 from eventq.events.workflow import DEADLINE, WORKFLOWS, AdvanceWorkflow
 from eventq.events.workflow_events import Definition, WorkflowAdvanced, WorkflowCreated
 from eventq.events.workflow_run import Owner, Plan, PlannedEvent, Run, needed_by, plan, task_of
@@ -288,12 +288,18 @@ class Coordinator:
                 await self._make(followed)
 
     async def _set_wait_timer(self, run: Run, event: WorkflowAdvanced) -> None:
+        """Where this begins or ends waits: a timer for the first of those that then go on. Its answer sets the next one."""
+        over = {end.node for end in event.finished if end.waited}
+        if not (over or event.waiting):
+            return
         assert run.graph is not None
-        limits = [run.graph.nodes[name].timeout_s for name in event.waiting]
-        soonest = min((each for each in limits if each is not None), default=None)
-        if soonest is not None:
-            due_at = self._time() + timedelta(seconds=soonest)
-            await set_timer(self._log.timers, Hint("workflows", run.workflow_id, DEADLINE, run.state.version + 1), due_at)
+        now = self._time() + timedelta(seconds=WAIT_SLACK_S)
+        begun = (run.graph.nodes[name].timeout_s for name in event.waiting)
+        times = [now + timedelta(seconds=timeout_s) for timeout_s in begun if timeout_s is not None]
+        times += [at for name, at in run.waiting.items() if at is not None and name not in over]
+        if times:
+            hint = Hint("workflows", run.workflow_id, DEADLINE, run.state.version + 1)
+            await set_timer(self._log.timers, hint, min(times))
 
     async def _make(self, followed: Followed) -> None:
         """Make the tasks that were released, where they do not exist."""

@@ -16,7 +16,7 @@ from eventq.events.handle import CONFLICTS_MAX, handle, read_task
 from eventq.events.specification import submission_of
 from eventq.events.task import ACCEPTS, TASKS, Status, Task, decide
 from eventq.events.task_events import Submitted
-from eventq.events.timers import DUE, START_BY, START_BY_SLACK_S, Hint, set_timer
+from eventq.events.timers import DUE, START_BY, WAIT_SLACK_S, Hint, set_timer
 from eventq.services.api import SOURCE, Api
 from eventq.services.preconditions import check_version
 from eventq.services.preparation import check_schedule, checked_arguments, declaration_of
@@ -99,7 +99,7 @@ async def _set_timers(api: Api, task_id: str, after: Task) -> None:
         start_by = after.due_at + timedelta(seconds=after.queue_timeout_s)
     if start_by is not None:
         hint = Hint("tasks", task_id, START_BY, after.version)
-        await set_timer(timers, hint, start_by + timedelta(seconds=START_BY_SLACK_S))
+        await set_timer(timers, hint, start_by + timedelta(seconds=WAIT_SLACK_S))
 
 
 async def _changed(api: Api, before: Submitted, body: UpdateRequest) -> Submitted:

@@ -29,7 +29,7 @@ from eventq.events.subjects import TIMERS
 from eventq.events.submitter import Submitter
 from eventq.events.task import Status
 from eventq.events.task_events import Submitted
-from eventq.events.timers import START_BY_SLACK_S, set_task_timers
+from eventq.events.timers import WAIT_SLACK_S, set_task_timers
 from tests.events.given import submission
 from tests.support.nats import NatsServer
 
@@ -202,7 +202,7 @@ async def test_timers_are_set_for_its_time_and_for_the_end_of_its_wait(
     now = datetime.now(UTC).replace(microsecond=0)
     await submitter.submit("later", submission(scheduled_at=now + HOUR, queue_timeout_s=30.0), now=now)
     await submitter.submit("now", submission(queue_timeout_s=600.0), now=now)
-    slack = timedelta(seconds=START_BY_SLACK_S)
+    slack = timedelta(seconds=WAIT_SLACK_S)
     assert await timers(own_nats_server.url) == {
         "tasks.later.due.1": now + HOUR,
         "tasks.later.start_by.1": now + HOUR + timedelta(seconds=30) + slack,

@@ -540,6 +540,20 @@ async def test_a_timer_ends_a_wait_though_the_schedulers_clock_is_behind(site: S
         await end(promoting)
 
 
+async def test_each_wait_has_a_timer(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody looks now and then whether something is due."""
+    monkeypatch.setattr(coordinator_module, "LOOK_EVERY_S", float("inf"))
+    async with site.coordinator() as coordinator:
+        promoter = Promoter(site.backend.broker, {("workflows", DEADLINE): coordinator.deadline})
+        promoting = asyncio.create_task(promoter.run())
+        wait = {"kind": "approval", "on_failure": "continue"}
+        nodes = [{"name": f"w{number}", "wait_timeout_seconds": 1 + number / 5, **wait} for number in range(3)]
+        workflow_id = await site.submit(*nodes)
+        ended = await site.until(workflow_id, "COMPLETED")
+        await end(promoting)
+    assert statuses(ended) == dict.fromkeys(("w0", "w1", "w2"), "TIMED_OUT")
+
+
 def fail_first(monkeypatch: pytest.MonkeyPatch, error: Exception) -> list[Exception]:
     """The coordinator's first command to a task fails so; the list tells once it has."""
     failures: list[Exception] = []
