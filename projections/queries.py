@@ -177,6 +177,10 @@ class Queries:
         rows = await self._read(lambda snapshot: snapshot.rows(_SQL["subtasks"], wanted))
         return [row[0] for row in rows]
 
+    async def retries_of(self, task_ids: Sequence[str]) -> dict[str, str]:
+        """Of those of these tasks that were retried, the newest task that repeats them."""
+        return dict(await self._read(lambda snapshot: snapshot.rows(_SQL["retries_of"], {"task_ids": list(task_ids)})))
+
     async def inputs_in_use(self, keys: Sequence[str], *, besides: str) -> set[str]:
         """Those of these blobs that hold arguments of other tasks than ``besides``, or of schedules."""
         wanted = {"keys": list(keys), "task_id": besides}

@@ -9,6 +9,10 @@ SELECT * FROM task_progress WHERE task_id IN (SELECT unnest($task_ids));
 -- name: subtasks
 SELECT task_id FROM tasks WHERE parent_task_id = $task_id AND created_position <= $as_of ORDER BY created_position LIMIT 1000;
 
+-- name: retries_of
+SELECT original_task_id, arg_max(task_id, created_position)
+FROM tasks WHERE origin = 'retry' AND original_task_id IN (SELECT unnest($task_ids)) GROUP BY ALL;
+
 -- name: inputs_in_use
 SELECT wanted.key
 FROM (SELECT unnest($keys) AS key) AS wanted

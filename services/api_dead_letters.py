@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -26,7 +27,7 @@ from eventq.services.bulk_models import (
 )
 from eventq.services.idempotency import keyed_id
 from eventq.services.openapi import HttpRoutes, Reply
-from eventq.services.reading import AS_OF_HEADER, fresh_enough
+from eventq.services.reading import AS_OF_HEADER, fresh_enough, up_to_date
 from eventq.services.schemas import TaskPath
 from eventq.services.submission import Accepted, repeat
 from eventq.services.task_views import etag, links, task_path
@@ -77,10 +78,12 @@ async def list_dead_letters(request: web.Request, query: DeadLettersQuery) -> Re
 async def redrive_dead_letter(request: web.Request, path: TaskPath) -> Reply[AgainAnswer]:
     """Run a dead letter again, as a new task that refers to it.
 
-    However often it is asked for, one task comes of it; run that again if it fails as well.
+    However often it is asked for, one task comes of it; run that again if it fails as well. What was retried otherwise is no
+    dead letter any more, and refused.
     """
     api = api_of(request)
-    accepted = await _redrive(api, request, path.task_id)
+    await up_to_date(api)
+    accepted = await _redrive(api, request, path.task_id, await api.queries.retries_of([path.task_id]))
     answer = AgainAnswer(
         task_id=accepted.task_id,
         status=accepted.task.status,
@@ -102,26 +105,31 @@ async def redrive_dead_letters(request: web.Request, body: RedriveRequest) -> Re
     if body.filter is not None:
         found = await select(api, replace(filter_of(body.filter), cleaned=False, unretried=True), DEAD)
         task_ids = [task_id for task_id, _ in found.tasks]
+    await up_to_date(api)
+    retries = await api.queries.retries_of(task_ids)
 
     async def redrive(task_id: str) -> DoneAnswer:
-        return await attempt(task_id, _redriven(api, request, task_id))
+        return await attempt(task_id, _redriven(api, request, task_id, retries))
 
     tasks = await each(task_ids, redrive)
     redriven = sum(task.error is None for task in tasks)
     return RedriveAnswer(redriven=redriven, refused=len(tasks) - redriven, tasks=tasks)
 
 
-async def _redriven(api: Api, request: web.Request, task_id: str) -> DoneAnswer:
-    accepted = await _redrive(api, request, task_id)
+async def _redriven(api: Api, request: web.Request, task_id: str, retries: Mapping[str, str]) -> DoneAnswer:
+    accepted = await _redrive(api, request, task_id, retries)
     return DoneAnswer(task_id=task_id, status=accepted.task.status, new_task_id=accepted.task_id)
 
 
-async def _redrive(api: Api, request: web.Request, task_id: str) -> Accepted:
-    """The one task that redrives ``task_id``: its id is made of the original's."""
+async def _redrive(api: Api, request: web.Request, task_id: str, retries: Mapping[str, str]) -> Accepted:
+    """The one task that redrives ``task_id``: its id is made of the original's. ``retries``: of those that were retried, the
+    newest task that repeats them."""
     task = await read_task(api.log, task_id, fresh=True)
     if task.version > 0 and task.status not in DEAD:
         raise IllegalTransition(f"cannot redrive a task with status {task.status}", status=str(task.status))
     new_task_id = keyed_id(task_id, "redrive")
+    if (again := retries.get(task_id, new_task_id)) != new_task_id:
+        raise IllegalTransition(f"cannot redrive a task that was retried, as {again}", retried_as=again)
     return await repeat(api, task_id, "retry", requester(request), trace_of(request), new_task_id=new_task_id)
 
 

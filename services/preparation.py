@@ -136,16 +136,23 @@ async def _prepare(api: Api, wanted: Submission, declaration: TaskDeclaration, e
 
 
 def _unique_key(wanted: Submission) -> str | None:
-    """The digest that stands for what the task is unique by: one subject token, whatever the key holds."""
-    if not wanted.unique and wanted.unique_key is None:
-        return None
+    """What the task is unique by."""
     if wanted.unique and wanted.unique_key is not None:
         raise InvalidInput("/unique_key", "cannot be given beside unique, which is by name and arguments")
-    if wanted.unique_key is not None:
-        by, what = b"key", wanted.unique_key.encode()
-    else:  # names have no order
-        by, what = b"arguments", orjson.dumps({"args": wanted.args, "kwargs": wanted.kwargs}, option=orjson.OPT_SORT_KEYS)
-    return hashlib.sha256(b"\n".join((by, wanted.task_name.encode(), what))).hexdigest()[:40]
+    if wanted.unique:
+        return unique_by_arguments(wanted.task_name, wanted.args, wanted.kwargs)
+    return None if wanted.unique_key is None else _unique_by(b"key", wanted.task_name, wanted.unique_key.encode())
+
+
+def unique_by_arguments(task_name: str, args: list[Any], kwargs: dict[str, Any]) -> str:
+    """The key of a task that is unique by its name and arguments, whose names have no order."""
+    encoded = orjson.dumps({"args": args, "kwargs": kwargs}, option=orjson.OPT_SORT_KEYS)
+    return _unique_by(b"arguments", task_name, encoded)
+
+
+def _unique_by(what: bytes, task_name: str, value: bytes) -> str:
+    """A digest: one subject token, whatever the key holds."""
+    return hashlib.sha256(b"\n".join((what, task_name.encode(), value))).hexdigest()[:40]
 
 
 async def checked_arguments(

@@ -89,6 +89,9 @@ async def change(
         try:
             return await _handled(api, schedule_id, command, trace, schedule)
         except IllegalTransition:
+            winner = await read_state(api.log, SCHEDULES, schedule_id, fresh=True)
+            if winner.next_at is not None:  # its timer may have been replaced by ours
+                await set_timer(api.log.timers, tick_hint(schedule_id), winner.next_at)
             if round_ == CONFLICTS_MAX - 1:
                 raise  # else the next round tells whether it was outdated or refused
     raise IllegalTransition("the schedule changes faster than it can be changed")

@@ -64,7 +64,7 @@ def _utc(value: Any) -> Any:
     """An RFC 3339 time; one without an offset is UTC."""
     if isinstance(value, str):
         try:
-            value = datetime.fromisoformat(value)
+            value = datetime.fromisoformat(value.upper())  # RFC 3339 admits a small t and z
         except ValueError:
             raise ValueError("should be an RFC 3339 time such as 2026-01-25T14:30:00Z") from None
     if not isinstance(value, datetime):

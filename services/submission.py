@@ -32,6 +32,8 @@ from eventq.services.preparation import Prepared, Submission, prepare
 RETRYABLE = frozenset({Status.FAILED, Status.TIMED_OUT, Status.CANCELLED})
 REPLAYABLE = RETRYABLE | {Status.COMPLETED}
 
+TOO_FAST = "the unique key changes hands faster than it can be claimed"
+
 
 class Accepted(NamedTuple):
     """A stored task. ``created_at``: the time of its first event; ``duplicate``: it was there before, under its unique key."""
@@ -105,18 +107,26 @@ async def _known(api: Api, task_id: str | None, idempotency: Idempotency | None)
     made under it. Raises ``KeyReused`` where another request used it."""
     if task_id is None or idempotency is None:
         return None
-    first, claim = await asyncio.gather(
-        api.log.at(TASKS.name, task_id, 1), api.log.last(CLAIMS.name, _claim_of_key(task_id), fresh=True)
-    )
+    first, claim = await asyncio.gather(_first(api, task_id), api.log.last(CLAIMS.name, _claim_of_key(task_id), fresh=True))
     if claim is not None:
         return await _answered(api, claim, idempotency)
     if first is None:
-        if (await read_task(api.log, task_id, fresh=True)).version:
-            raise TaskErased(task_id)
         return None
     submitted = _submitted(first)
     check_same(submitted.idempotency, idempotency)
     return Accepted(task_id, first.event.time, submitted, from_summary(first.event.state))
+
+
+async def _first(api: Api, task_id: str) -> Stored | None:
+    """The task's first event; ``None`` where there is no such task. Raises ``TaskErased``."""
+    first = await api.log.at(TASKS.name, task_id, 1)
+    if first is None and (task := await read_task(api.log, task_id, fresh=True)).version:
+        if task.erased:
+            raise TaskErased(task_id)
+        first = await api.log.at(TASKS.name, task_id, 1)  # it was stored in between
+        if first is None:
+            raise LogDamaged(f"task {task_id} has no first event", task_id=task_id)
+    return first
 
 
 def _claim_of_key(task_id: str) -> str:
@@ -129,10 +139,8 @@ async def _answered(api: Api, claim: Stored, idempotency: Idempotency) -> Accept
     found = CLAIMS.from_summary(claim.event.state)
     assert found.task_id is not None
     check_same(found.idempotency, idempotency)
-    first = await api.log.at(TASKS.name, found.task_id, 1)
+    first = await _first(api, found.task_id)
     if first is None:
-        if (await read_task(api.log, found.task_id, fresh=True)).version:
-            raise TaskErased(found.task_id)
         return None
     submitted = _submitted(first)
     duplicate = submitted.idempotency != idempotency
@@ -149,18 +157,8 @@ def _submitted(first: Stored) -> Submitted:
 
 async def _submit_unique(api: Api, submission: Submission, submitted: Submitted, trace: Trace) -> Accepted:
     """Store the task, or answer the unfinished one that holds its key. See ``events/claim.py`` for why that is without gaps."""
-    claim_id = f"unique-{submitted.unique_key}"
     for _ in range(CONFLICTS_MAX):
-        claim = await read_state(api.log, CLAIMS, claim_id, fresh=True)
-        task_id = claim.task_id
-        holder = ABSENT if task_id is None else await read_task(api.log, task_id, fresh=True)
-        if task_id is None or holder.finished:
-            task_id, holder = new_id(), ABSENT
-            try:
-                await handle_any(api.log, CLAIMS, claim_id, ClaimKey(claim.version, task_id), source=SOURCE, trace=trace)
-            except IllegalTransition:
-                continue
-            failpoint("submit.after_claim")
+        task_id, holder = await _claim(api, submitted, new_id(), trace)
         if (known := await _answer_key(api, submission, task_id, trace)) is not None:
             return known
         if holder.version > 0:
@@ -169,7 +167,43 @@ async def _submit_unique(api: Api, submission: Submission, submitted: Submitted,
             return await store(api, task_id, submitted, trace)
         except IllegalTransition:
             continue  # who claimed it lives after all, or another was quicker to help: look again
-    raise Conflict("the unique key changes hands faster than it can be claimed")
+    raise Conflict(TOO_FAST)
+
+
+async def _repeat_unique(api: Api, again: Submitted, task_id: str, trace: Trace) -> Accepted:
+    """Store the repetition of a unique task, which holds its key from then on. Raises ``IllegalTransition`` where the very same
+    repetition is there, and ``Conflict`` where another unfinished task holds the key."""
+    if (await read_task(api.log, task_id, fresh=True)).version:
+        raise IllegalTransition("this repetition is there already")
+    for _ in range(CONFLICTS_MAX):
+        claimed_id, holder = await _claim(api, again, task_id, trace)
+        if holder.version > 0 and claimed_id != task_id:
+            raise Conflict(f"the task is unique, and {claimed_id}, which is the same, is unfinished", task_id=claimed_id)
+        try:
+            return await store(api, claimed_id, again, trace)
+        except IllegalTransition:
+            if claimed_id == task_id:
+                raise
+    raise Conflict(TOO_FAST)
+
+
+async def _claim(api: Api, submitted: Submitted, new_task_id: str, trace: Trace) -> tuple[str, Task]:
+    """The task that holds the unique key, and ``ABSENT`` where it is to be stored: as ``new_task_id``, or as what somebody has
+    claimed the key for who did not store it."""
+    claim_id = f"unique-{submitted.unique_key}"
+    for _ in range(CONFLICTS_MAX):
+        claim = await read_state(api.log, CLAIMS, claim_id, fresh=True)
+        if claim.task_id is not None:
+            holder = await read_task(api.log, claim.task_id, fresh=True)
+            if not holder.finished:
+                return claim.task_id, holder
+        try:
+            await handle_any(api.log, CLAIMS, claim_id, ClaimKey(claim.version, new_task_id), source=SOURCE, trace=trace)
+        except IllegalTransition:
+            continue
+        failpoint("submit.after_claim")
+        return new_task_id, ABSENT
+    raise Conflict(TOO_FAST)
 
 
 async def _answer_key(api: Api, submission: Submission, task_id: str, trace: Trace) -> Accepted | None:
@@ -187,11 +221,8 @@ async def _answer_key(api: Api, submission: Submission, task_id: str, trace: Tra
 
 
 async def _duplicate(api: Api, task_id: str, holder: Task) -> Accepted:
-    first = await api.log.at(TASKS.name, task_id, 1)
-    if first is None and holder.erased:
-        raise TaskErased(task_id)
-    if first is None:
-        raise LogDamaged(f"task {task_id} has no first event", task_id=task_id)
+    first = await _first(api, task_id)
+    assert first is not None, "it was read"
     api.freshness.note_write(task_id, holder.version)
     return Accepted(task_id, first.event.time, _submitted(first), holder, duplicate=True)
 
@@ -209,7 +240,8 @@ async def repeat(
     """Store a new task that does again what ``task_id`` did. ``origin``: ``retry`` (not of completed ones) or ``replay``.
     ``new_task_id``: made of what makes it this one repetition and no other; done before, it is answered again.
 
-    Raises ``TaskNotFound``, or ``IllegalTransition`` where the task's status does not admit it.
+    Raises ``TaskNotFound``, ``IllegalTransition`` where the task's status does not admit it, or ``Conflict`` where it is unique
+    and another that is the same is unfinished.
     """
     refuse_when_damaged(api)
     if (known := await _known(api, new_task_id, idempotency)) is not None:
@@ -223,7 +255,6 @@ async def repeat(
         update={
             "scheduled_at": None,
             "gated": False,
-            "unique_key": None,
             "idempotency": idempotency,
             "original_task_id": task_id,
             "origin": origin,
@@ -234,8 +265,11 @@ async def repeat(
             "requested_by": requested_by,
         }
     )
+    repetition_id = new_task_id or new_id()
     try:
-        return await store(api, new_task_id or new_id(), again, trace)
+        if again.unique_key is not None:
+            return await _repeat_unique(api, again, repetition_id, trace)
+        return await store(api, repetition_id, again, trace)
     except IllegalTransition:
         if new_task_id is None:
             raise

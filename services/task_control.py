@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Set
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -19,7 +19,7 @@ from eventq.events.task_events import Submitted
 from eventq.events.timers import DUE, START_BY, WAIT_SLACK_S, Hint, set_timer
 from eventq.services.api import SOURCE, Api
 from eventq.services.preconditions import check_version
-from eventq.services.preparation import check_schedule, checked_arguments, declaration_of
+from eventq.services.preparation import check_schedule, checked_arguments, declaration_of, unique_by_arguments
 from eventq.services.schemas import UpdateRequest
 from eventq.services.task_options import asked, resolved
 
@@ -83,6 +83,7 @@ async def change(api: Api, task_id: str, command_for: CommandFor, trace: Trace) 
         try:
             await api.log.append(event)
         except VersionConflict:
+            await _set_timers(api, task_id, await read_task(api.log, task_id, fresh=True))  # which ours may have replaced
             continue
         api.freshness.note_write(task_id, after.version)
         return after
@@ -115,14 +116,32 @@ async def _changed(api: Api, before: Submitted, body: UpdateRequest) -> Submitte
     if given & {"task_name", "task_args", "task_kwargs"}:
         changes |= await _arguments(api, before, body)
     after = before.model_copy(update=changes)
+    await _check_still_unique(api, before, given, after)
     gated = (await api.submitter.queues.get(after.queue)).gated
     return after.model_copy(update={"gated": gated})
 
 
+async def _check_still_unique(api: Api, before: Submitted, given: Set[str], after: Submitted) -> None:
+    """A unique task is answered to whoever submits the same: what it is the same by cannot change."""
+    if before.unique_key is None:
+        return
+    if after.task_name != before.task_name:
+        raise IllegalTransition("cannot change the name of a unique task", field="/task_name")
+    if given & {"task_args", "task_kwargs"}:
+        stored = await _stored_arguments(api, before)
+        if before.unique_key == unique_by_arguments(before.task_name, stored["args"], stored["kwargs"]):
+            raise IllegalTransition("cannot change the arguments of a task that is unique by them", field="/task_kwargs")
+
+
+async def _stored_arguments(api: Api, submitted: Submitted) -> dict[str, Any]:
+    if submitted.input is None:
+        return {"args": submitted.args, "kwargs": submitted.kwargs}
+    found: dict[str, Any] = orjson.loads(await api.blobs.get_async(submitted.input))
+    return found
+
+
 async def _arguments(api: Api, before: Submitted, body: UpdateRequest) -> dict[str, Any]:
-    stored: dict[str, Any] = {"args": before.args, "kwargs": before.kwargs}
-    if before.input is not None:
-        stored = orjson.loads(await api.blobs.get_async(before.input))
+    stored = await _stored_arguments(api, before)
     args = stored["args"] if body.task_args is None else body.task_args
     kwargs = stored["kwargs"] if body.task_kwargs is None else body.task_kwargs
     encoded = orjson.dumps({"args": args, "kwargs": kwargs})

@@ -17,7 +17,7 @@ from eventq.events.task_events import Completed, Failed, TimedOut
 from eventq.services.api import Api
 
 PREFER = "Prefer"
-_WAIT = re.compile(r"wait=(\d{1,9})", re.ASCII)
+_WAIT = re.compile(r'wait\s*=\s*("?)(\d{1,9})\1', re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ def wait_asked_for(request: web.Request, *, asynchronous: bool, most_s: float) -
     ``async=false``; ``None``: not at all. Raises ``InvalidInput`` above ``most_s``."""
     for preference in ",".join(request.headers.getall(PREFER, [])).split(","):
         if (found := _WAIT.fullmatch(preference.strip().lower())) is not None:
-            seconds = int(found[1])
+            seconds = int(found[2])
             if seconds > most_s:
                 raise InvalidInput(PREFER, f"cannot wait for more than {most_s:g} s", limit=most_s, found=seconds)
             return float(seconds)

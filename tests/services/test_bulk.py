@@ -231,6 +231,18 @@ async def test_many_dead_letters_are_redriven_each_or_refused(backend: Backend) 
     assert {task["task_id"] for task in answer["tasks"]} == set(made)
 
 
+async def test_what_was_retried_is_not_redriven_as_well(backend: Backend) -> None:
+    task_id = (await backend.submit())["task_id"]
+    await backend.fail(task_id)
+    _, retried = await backend.post(f"/tasks/{task_id}/retry")
+    before = await backend.last_position()
+    status, answer = await backend.post(f"/dead-letters/{task_id}/redrive")
+    assert (status, answer["code"], answer["retried_as"]) == (409, "ILLEGAL_TRANSITION", retried["task_id"])
+    _, answer = await backend.post("/dead-letters/redrive", {"task_ids": [task_id]})
+    assert (answer["refused"], answer["tasks"][0]["code"]) == (1, "ILLEGAL_TRANSITION")
+    assert await backend.last_position() == before
+
+
 async def test_only_dead_letters_are_redriven(backend: Backend) -> None:
     task_id = (await backend.submit())["task_id"]
     status, answer = await backend.post(f"/dead-letters/{task_id}/redrive")

@@ -84,7 +84,7 @@ async def test_without_the_claim_there_would_be_several(backend: Backend, monkey
 
 
 async def test_a_claim_whose_submitter_died_is_fulfilled_by_the_next(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: Iterator[str] = iter([dead := new_id(), new_id()])
+    made: Iterator[str] = iter([dead := new_id(), new_id(), new_id()])
 
     def dies(name: str) -> None:
         if name == "submit.after_claim":
@@ -163,6 +163,55 @@ async def test_a_unique_task_under_a_key_is_made_once_though_its_submitter_died(
     assert page["total"] == 1
 
 
+async def failed_unique(backend: Backend, **body: Any) -> str:
+    task_id: str = (await backend.submit(**{"unique": True, **body}))["task_id"]
+    await backend.fail(task_id)
+    return task_id
+
+
+@pytest.mark.parametrize("how", ["tasks/{}/retry", "tasks/{}/replay", "dead-letters/{}/redrive"])
+async def test_a_repetition_of_a_unique_task_is_unique(backend: Backend, how: str) -> None:
+    failed = await failed_unique(backend)
+    status, again = await backend.post("/" + how.format(failed))
+    assert status == 201
+    status, answer = await backend.post("/tasks", {**BODY, "unique": True})
+    assert (status, answer["task_id"]) == (200, again["task_id"])
+    status, answer = await backend.post(f"/tasks/{failed}/replay")
+    assert (status, answer["code"], answer["task_id"]) == (409, "CONFLICT", again["task_id"])
+    await backend.complete(again["task_id"])
+    assert (await backend.post(f"/tasks/{failed}/replay"))[0] == 201
+
+
+async def test_repeating_a_unique_task_under_a_key_makes_one(backend: Backend) -> None:
+    failed = await failed_unique(backend)
+    first = await backend.post(f"/tasks/{failed}/retry", headers=KEY)
+    assert first[0] == 201
+    assert await backend.post(f"/tasks/{failed}/retry", headers=KEY) == first
+    await backend.complete(first[1]["task_id"])
+    assert await backend.post(f"/tasks/{failed}/retry", headers=KEY) == first
+
+
+@pytest.mark.parametrize(
+    ("unique", "change", "field"),
+    [
+        ({"unique": True}, {"task_kwargs": {"width": 11}}, "/task_kwargs"),
+        ({"unique": True}, {"task_name": "echo", "task_kwargs": {"message": 1}}, "/task_name"),
+        ({"unique_key": "k"}, {"task_name": "echo", "task_kwargs": {"message": 1}}, "/task_name"),
+        ({"unique_key": "k"}, {"task_kwargs": {"width": 11}}, None),
+        ({"unique": True}, {"priority": 9}, None),
+    ],
+)
+async def test_what_a_task_is_unique_by_does_not_change(
+    backend: Backend, unique: dict[str, Any], change: dict[str, Any], field: str | None
+) -> None:
+    task_id = (await backend.submit(**unique))["task_id"]
+    async with backend.client.patch(f"/api/v1/tasks/{task_id}", json=change) as answer:
+        found = await answer.json()
+        assert answer.status == (200 if field is None else 409)
+        assert found.get("field") == field
+    assert (await backend.post("/tasks", {**BODY, **unique}))[1]["task_id"] == task_id
+
+
 async def test_an_answer_waits_for_the_outcome_or_says_that_there_is_none_yet(backend: Backend) -> None:
     status, answer = await backend.post("/tasks", BODY, headers={"Prefer": "wait=0"})
     assert (status, answer["status"]) == (202, "PENDING")
@@ -175,7 +224,7 @@ async def test_an_answer_waits_for_the_outcome_or_says_that_there_is_none_yet(ba
     await backend.complete(task_id, {"rows": 3})
     status, answer = await waiting
     assert (status, answer["status"], answer["result"]) == (201, "COMPLETED", {"rows": 3})
-    status, answer = await backend.post("/tasks", BODY, headers={"Prefer": "wait=61"})
+    status, answer = await backend.post("/tasks", BODY, headers={"Prefer": 'respond-async, Wait = "61"'})
     assert (status, answer["limit"], answer["found"]) == (400, 60, 61)
 
 

@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 
 from eventq.events.commands import ConfirmPause
+from eventq.events.envelope import Event
+from eventq.events.subjects import timer_subject
 from eventq.events.task_events import Updated
+from eventq.events.timers import DUE, SCHEDULE, Hint, set_timer
 from tests.services.backend import Backend
 from tests.support.poll import eventually
 
@@ -128,3 +131,23 @@ async def test_two_updates_at_once_are_both_made(backend: Backend) -> None:
         return (read["priority"], read["key"], read["version"]) == (9, "ada", 3)
 
     await eventually(both)
+
+
+async def test_a_change_that_lost_leaves_the_timer_of_the_one_that_won(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    soon, late = (datetime.now(UTC) + timedelta(hours=hours) for hours in (1, 1_000))
+    task_id = (await backend.submit(scheduled_at=(soon + timedelta(hours=1)).isoformat()))["task_id"]
+    append = backend.log.append
+
+    async def after_another(event: Event) -> int | None:
+        monkeypatch.setattr(backend.log, "append", append)
+        assert (await patch(backend, task_id, {"scheduled_at": soon.isoformat()}))[0] == 200
+        await set_timer(backend.log.timers, Hint("tasks", task_id, DUE, event.version), late)  # the loser's comes last
+        return await append(event)
+
+    monkeypatch.setattr(backend.log, "append", after_another)
+    status, _ = await patch(backend, task_id, {"scheduled_at": late.isoformat()}, **{"If-Match": '"1"'})
+    assert status == 412
+    timer = await backend.broker.js.get_last_msg("TIMERS", timer_subject(Hint("tasks", task_id, DUE, 2).tokens))
+    assert (timer.headers or {})[SCHEDULE].startswith(f"@at {soon:%Y-%m-%dT%H:%M}")
