@@ -22,6 +22,7 @@ from eventq.events.catalogue import read_data
 from eventq.events.envelope import Event, Stored, Trace
 from eventq.events.errors import InvalidInput
 from eventq.events.schedule import ScheduleStatus
+from eventq.events.worker import WorkerStatus
 from eventq.events.worker_events import TaskDeclaration
 from eventq.events.workflow import WorkflowStatus
 from eventq.projections.fold import fold, version_key
@@ -43,6 +44,7 @@ from eventq.projections.rows import (
 from eventq.projections.schedule_queries import SchedulePage, ScheduleRow, get_schedule, list_schedules
 from eventq.projections.store import Snapshot, Store
 from eventq.projections.tables import TABLE_OF, naive
+from eventq.projections.worker_queries import WorkerPage, list_workers, living_workers
 from eventq.projections.workflow_queries import (
     NodeTask,
     WorkflowPage,
@@ -72,7 +74,6 @@ PAGE_MAX = 1_000
 OFFSET_MAX = 10_000_000
 EVENTS_OF_TASK_MAX = 10_000
 LOGS_OF_TASK_MAX = 1_000
-WORKERS_MAX = 1_000
 
 SORTABLE = frozenset(
     {
@@ -122,7 +123,7 @@ def _names(row_type: type[Any]) -> frozenset[str]:
 
 
 _EVENT, _LOG, _ATTEMPT = _names(EventRow), _names(LogRow), _names(AttemptRow)
-_WORKER, _PROGRESS = _names(WorkerRow), _names(ProgressRow)
+_PROGRESS = _names(ProgressRow)
 
 
 class Queries:
@@ -200,10 +201,15 @@ class Queries:
         rows = await self._read(lambda snapshot: snapshot.rows(_SQL["declarations"]))
         return {name: TaskDeclaration.model_validate_json(declaration) for name, declaration in rows}
 
-    async def workers(self) -> list[WorkerRow]:
-        """Workers that ever registered, newest first, at most a thousand."""
-        records = await self._read(lambda snapshot: snapshot.records(_SQL["workers"], {"limit": WORKERS_MAX}))
-        return [WorkerRow(**values_of(record, _WORKER)) for record in records]
+    async def list_workers(
+        self, statuses: Collection[WorkerStatus] = (), *, pool: str | None = None, limit: int = 50, offset: int = 0
+    ) -> WorkerPage:
+        """One page of the workers that ever registered, of these statuses (none: of any) and of this pool, newest first."""
+        return await self._read(lambda snapshot: list_workers(snapshot, statuses, pool, limit, offset))
+
+    async def living_workers(self) -> list[WorkerRow]:
+        """All workers that are not known to have gone, however many. Whether they still live is a question to presence."""
+        return await self._read(living_workers)
 
     async def counts(self) -> dict[tuple[str, str, str], int]:
         """How many tasks there are by (pool, queue, status)."""

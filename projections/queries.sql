@@ -39,15 +39,5 @@ SELECT * FROM task_logs WHERE task_id = $task_id ORDER BY position DESC LIMIT $l
 -- name: declarations
 SELECT name, declaration FROM task_declarations ORDER BY name;
 
--- name: workers
-SELECT workers.*, coalesce(busy.running, 0) AS running
-FROM workers
-LEFT JOIN (
-    SELECT worker_id, count(*) AS running FROM tasks
-    WHERE status = 'RUNNING' OR (status = 'PAUSED' AND worker_id IS NOT NULL) GROUP BY worker_id
-) AS busy ON busy.worker_id = workers.worker_id
-ORDER BY registered_at DESC, workers.worker_id
-LIMIT $limit;
-
 -- name: counts
 SELECT pool, queue, status, count(*) FROM tasks GROUP BY ALL;

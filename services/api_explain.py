@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from aiohttp import web
 
 from eventq.events.presence import present
-from eventq.events.worker import LIVING, WorkerStatus
+from eventq.events.worker import WorkerStatus
 from eventq.services.api import Api, api_of
 from eventq.services.explain import PresentWorker, explain
 from eventq.services.openapi import HttpRoutes, Reply
@@ -48,6 +48,6 @@ async def _present_workers(api: Api) -> list[PresentWorker]:
     beating = await present(api.log.broker)
     return [
         PresentWorker(row.worker_id, row.pool, tuple(row.queues), row.capacity, row.running, WorkerStatus(row.status))
-        for row in await api.queries.workers()
-        if row.worker_id in beating and WorkerStatus(row.status) in LIVING
+        for row in await api.queries.living_workers()
+        if row.worker_id in beating
     ]

@@ -19,7 +19,6 @@ from eventq.events.ids import new_id
 from eventq.events.presence import Heartbeat, beat, heartbeat_of
 from eventq.events.task import Status
 from eventq.events.worker import (
-    LIVING,
     WORKERS,
     ChangeCapacity,
     DrainWorker,
@@ -98,13 +97,10 @@ async def list_workers(request: web.Request, query: WorkerListQuery) -> WorkerLi
     """List workers, newest first."""
     api = api_of(request)
     await fresh_enough(api)
-    rows = [
-        row
-        for row in await api.queries.workers()
-        if (not query.status or row.status in query.status) and query.pool in (None, row.pool)
-    ]
-    page = rows[query.offset : query.offset + query.limit]
-    return WorkerListAnswer(total=len(rows), limit=query.limit, offset=query.offset, workers=[_row(row) for row in page])
+    statuses = [WorkerStatus(name) for name in query.status]
+    page = await api.queries.list_workers(statuses, pool=query.pool, limit=query.limit, offset=query.offset)
+    workers = [_row(row) for row in page.rows]
+    return WorkerListAnswer(total=page.total, limit=query.limit, offset=query.offset, workers=workers)
 
 
 @routes.get("/workers/{worker_id}/status", errors=READ_ERRORS)
@@ -193,7 +189,7 @@ async def _refuse_taken_names(api: Api, tasks: list[DeclaredTask], pool: str) ->
         return
     await fresh_enough(api)
     known = await api.queries.declarations()
-    served = {row.pool for row in await api.queries.workers() if row.status in LIVING}
+    served = {row.pool for row in await api.queries.living_workers()}
     for number, task in enumerate(tasks):
         found = known.get(task.name)
         if found is not None and found.pool != pool and found.pool in served:

@@ -116,7 +116,7 @@ class WorkerAnswer(Answer):
 
 
 class WorkerListAnswer(Answer):
-    """A page of workers, newest first. ``total``: all that match, of the newest thousand."""
+    """A page of workers, newest first. ``total``: all that match."""
 
     total: int
     limit: int

@@ -11,6 +11,8 @@ from eventq.events.errors import InvalidInput
 from eventq.events.report import Log, LogLine, Progress
 from eventq.events.task import Status
 from eventq.events.task_events import CancelRequested, Completed, Retrying, Started
+from eventq.events.worker import WorkerStatus
+from eventq.events.worker_events import WorkerLost, WorkerPaused
 from eventq.projections.queries import SORTABLE, Queries, TaskFilter, TaskRow, versions_of
 from eventq.projections.store import Store
 from tests.projections.support import ERROR, NOW, History, new_applier, random_history, registered, report_message, submission
@@ -165,9 +167,28 @@ async def test_counts_queues_workers_and_declarations(store: Store, queries: Que
     assert (await queries.queue(now, "slow")).queues == []
     second = await queries.queue_page(now, {"served"}, limit=1, offset=1)
     assert (second.queues, second.total) == ([found["fast"]], 3)
-    [worker] = await queries.workers()
+    [worker] = await queries.living_workers()
     assert (worker.worker_id, worker.status, worker.pid, worker.queues, worker.running) == ("w1", "ACTIVE", 7, ["default"], 2)
     declarations = await queries.declarations()
     assert declarations["echo"] == registered(pid=7).tasks[0]
     assert await queries.position() == 14
     assert versions_of(store, ["done", "unknown", "workers.w1", "queues.none"]) == {"done": 3, "workers.w1": 1}
+
+
+async def test_however_many_workers_came_later_the_older_ones_are_found(store: Store, queries: Queries) -> None:
+    history = History()
+    history.worker("old", registered())
+    history.worker("paused", registered(), WorkerPaused(requested_by="ada"))
+    for number in range(1_200):
+        history.worker(f"far-{number}", registered().model_copy(update={"pool": "far"}))
+    history.worker("gone", registered(), WorkerLost(evidence="disconnected", running=[]))
+    new_applier(store).apply(history.messages(), [])
+    assert {worker.worker_id for worker in await queries.living_workers()} == set(history.workers) - {"gone"}
+    page = await queries.list_workers([WorkerStatus.ACTIVE], pool="cpu")
+    assert (page.total, [worker.worker_id for worker in page.rows]) == (1, ["old"])
+    page = await queries.list_workers(pool="cpu", limit=2, offset=1)
+    assert (page.total, [worker.worker_id for worker in page.rows]) == (3, ["paused", "old"])
+    page = await queries.list_workers([WorkerStatus.LOST, WorkerStatus.PAUSED])
+    assert [worker.worker_id for worker in page.rows] == ["gone", "paused"]
+    page = await queries.list_workers(limit=10, offset=1_201)
+    assert (page.total, [worker.worker_id for worker in page.rows]) == (1_203, ["paused", "old"])

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
 from eventq.events.commands import StartAttempt
-from eventq.events.handle import handle, handle_any
-from eventq.events.worker import WORKERS, LoseWorker
+from eventq.events.handle import begin_all, handle, handle_any
+from eventq.events.ids import new_id
+from eventq.events.presence import Heartbeat, beat
+from eventq.events.worker import WORKERS, LoseWorker, RegisterWorker
+from eventq.events.worker_events import WorkerRegistered
 from tests.services.backend import WORKER_ID, Backend
 
 
@@ -134,6 +138,33 @@ async def test_the_list_is_filtered_by_status_and_paged(backend: Backend) -> Non
     _, page = await backend.get("/workers", params={"limit": "2", "offset": "1"})
     assert page["total"] == 4
     assert [worker["worker_id"] for worker in page["workers"]] == [ids[1], ids[0]]
+
+
+async def crowd(backend: Backend, count: int) -> None:
+    """So many workers of the pool far register."""
+    data = WorkerRegistered(hostname="h", pid=0, pool="far", queues=[], capacity=1, devices=[], tasks=[], kind="http")
+    for start in range(0, count, 200):
+        ids = [new_id() for _ in range(min(200, count - start))]
+        begun = await begin_all(backend.log, WORKERS, {each: RegisterWorker(data) for each in ids}, source="test")
+        assert not [error for error in begun.values() if isinstance(error, BaseException)]
+    await backend.api.freshness.wait_for_position(await backend.last_position(), 10)
+
+
+async def test_a_living_worker_is_seen_however_many_registered_after_it(backend: Backend) -> None:
+    """In the list, by what guards the names of its tasks, and by what says why a task waits."""
+    await crowd(backend, 1_001)
+    _, page = await backend.get("/workers", params={"status": "ACTIVE", "pool": "cpu"})
+    assert (page["total"], [worker["worker_id"] for worker in page["workers"]]) == (1, [WORKER_ID])
+    _, page = await backend.get("/workers", params={"offset": "1000"})
+    assert (page["total"], page["workers"][-1]["worker_id"]) == (1_002, WORKER_ID)
+    body = {"pool": "evil", "tasks": [{"name": "resize"}]}
+    status, refused = await backend.post("/workers", body, params={"hostname": "h"})
+    assert (status, refused["field"]) == (409, "/tasks/0/name")
+    task_id = (await backend.submit())["task_id"]
+    await beat(backend.broker, Heartbeat(WORKER_ID, "host", "cpu", 1, [], datetime.now(UTC)))
+    await backend.api.freshness.wait_for_position(await backend.last_position(), 10)
+    _, found = await backend.get(f"/tasks/{task_id}/explain")
+    assert [reason["code"] for reason in found["reasons"]] == ["about_to_start"]
 
 
 async def test_the_status_tells_what_a_worker_runs(backend: Backend) -> None:
