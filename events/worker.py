@@ -1,7 +1,18 @@
 """The rules of a worker's life: it registers, may be paused, resized and drained, and stops or is lost.
 
 Heartbeats are presence, not history; only their absence is an event. A worker that was called lost and yet lives says so by
-registering again, which makes it the same worker anew.
+registering again, and is what it was told to be before. A new start forgets that: who starts a worker wants it to work.
+
+| before it registers | who registers                 | status after | capacity after        |
+|---------------------|-------------------------------|--------------|-----------------------|
+| absent, stopped     | anybody                       | ``ACTIVE``   | the registration's    |
+| lost while active   | the same                      | ``ACTIVE``   | that it had when lost |
+| lost while paused   | the same                      | ``PAUSED``   | that it had when lost |
+| lost while draining | the same                      | ``DRAINING`` | that it had when lost |
+| lost, as whatever   | another under its id          | ``ACTIVE``   | the registration's    |
+
+The same: a process of the same pid (ids of processes are never used again), or a worker over HTTP, which is known by its id
+alone. Lost twice in a row it is still what it was told before the first time, or since.
 """
 
 from __future__ import annotations
@@ -41,7 +52,8 @@ GONE = frozenset({WorkerStatus.ABSENT, WorkerStatus.STOPPED, WorkerStatus.LOST})
 
 
 class Worker(State):
-    """The fold of a worker's events. ``ended_at``, ``end_reason``: when and why it stopped or was lost."""
+    """The fold of a worker's events. ``ended_at``, ``end_reason``: when and why it stopped or was lost; ``returns_as``: what
+    it is again when it comes back from being lost."""
 
     status: WorkerStatus = WorkerStatus.ABSENT
     kind: Literal["process", "http"] = "process"
@@ -54,6 +66,7 @@ class Worker(State):
     registered_at: datetime | None = None
     ended_at: datetime | None = None
     end_reason: str | None = None
+    returns_as: WorkerStatus = WorkerStatus.ACTIVE
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,19 +168,21 @@ def evolve_worker(worker: Worker, event_id: str, at: datetime, data: EventData) 
     """The worker after its next event."""
     match data:
         case WorkerRegistered():
+            back = _comes_back(worker, data)
             return worker.after(
                 event_id,
-                status=WorkerStatus.ACTIVE,
+                status=worker.returns_as if back else WorkerStatus.ACTIVE,
                 kind=data.kind,
                 hostname=data.hostname,
                 pid=data.pid,
                 pool=data.pool,
                 queues=tuple(data.queues),
-                capacity=data.capacity,
+                capacity=worker.capacity if back else data.capacity,
                 devices=tuple(data.devices),
                 registered_at=at,
                 ended_at=None,
                 end_reason=None,
+                returns_as=WorkerStatus.ACTIVE,
             )
         case WorkerPaused():
             return worker.after(event_id, status=WorkerStatus.PAUSED)
@@ -180,9 +195,16 @@ def evolve_worker(worker: Worker, event_id: str, at: datetime, data: EventData) 
         case WorkerStopped():
             return worker.after(event_id, status=WorkerStatus.STOPPED, ended_at=at, end_reason=data.reason)
         case WorkerLost():
-            return worker.after(event_id, status=WorkerStatus.LOST, ended_at=at, end_reason=data.evidence)
+            return worker.after(
+                event_id, status=WorkerStatus.LOST, ended_at=at, end_reason=data.evidence, returns_as=worker.status
+            )
         case _:
             raise IllegalTransition(f"{type(data).__name__} is not an event of a worker")
+
+
+def _comes_back(worker: Worker, data: WorkerRegistered) -> bool:
+    """Whether it is the worker itself that registers, which was called lost and yet lives."""
+    return worker.status is WorkerStatus.LOST and (data.kind, data.pid) == (worker.kind, worker.pid)
 
 
 WORKERS = modelled("workers", Worker, decide_worker, evolve_worker, WorkerNotFound, (RegisterWorker,))

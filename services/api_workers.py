@@ -19,6 +19,7 @@ from eventq.events.ids import new_id
 from eventq.events.presence import Heartbeat, beat, heartbeat_of
 from eventq.events.task import Status
 from eventq.events.worker import (
+    NO_WORKER,
     WORKERS,
     ChangeCapacity,
     DrainWorker,
@@ -28,6 +29,7 @@ from eventq.events.worker import (
     Worker,
     WorkerCommand,
     WorkerStatus,
+    evolve_worker,
 )
 from eventq.events.worker_events import TaskDeclaration, WorkerRegistered
 from eventq.projections.fold import version_key
@@ -65,13 +67,13 @@ async def register_worker(request: web.Request, query: RegisterQuery, body: Regi
     """Register a worker that speaks HTTP.
 
     It must send heartbeats from now on, leases tasks of its pool and queues, and reports what became of them. One that was
-    called lost registers again by naming its `worker_id`. Processes of `eventq worker` register by themselves.
+    called lost registers again by naming its `worker_id`: it is then paused or draining still, and of the capacity it had,
+    as the answer says. Processes of `eventq worker` register by themselves.
     """
     api = api_of(request)
     wanted = body or RegisterRequest()
     worker_id = wanted.worker_id or new_id()
-    if wanted.worker_id is not None:
-        await http_worker(api, worker_id)
+    before = NO_WORKER if wanted.worker_id is None else await http_worker(api, worker_id)
     command = RegisterWorker(
         WorkerRegistered(
             hostname=query.hostname,
@@ -86,7 +88,12 @@ async def register_worker(request: web.Request, query: RegisterQuery, body: Regi
     )
     await _refuse_taken_names(api, wanted.tasks, wanted.pool)
     # Its presence first: whoever reads that it is registered must find it alive.
-    await beat(api.log.broker, Heartbeat(worker_id, query.hostname, wanted.pool, query.capacity, [], datetime.now(UTC)))
+    now = datetime.now(UTC)
+    becomes = evolve_worker(before, "", now, command.registration)
+    await beat(
+        api.log.broker,
+        Heartbeat(worker_id, becomes.hostname, becomes.pool, becomes.capacity, [], now, str(becomes.status)),
+    )
     handled = await _command(request, worker_id, command)
     headers = {"Location": f"/api/v1/workers/{worker_id}/status", "ETag": etag(handled.state.version)}
     return Reply(_answer(worker_id, handled.state, 0), headers=headers)

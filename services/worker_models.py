@@ -38,7 +38,7 @@ WorkerId = TaskId
 
 
 class RegisterQuery(Closed):
-    """Where the worker runs, and how much at once."""
+    """Where the worker runs, and how much at once; one that comes back from being lost keeps the capacity it had."""
 
     hostname: str = Field(min_length=1, max_length=HOSTNAME_MAX_CHARS)
     capacity: Capacity = 5

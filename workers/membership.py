@@ -5,7 +5,8 @@ a reconnect, and what was written while it was away is obeyed when it is back. O
 the whole state.
 
 Others may also write that it is lost. Where that was a mistake (it was cut off, or stood still) it registers again under the
-same id and takes up again what it was told before: a pause, a drain, a capacity.
+same id and takes up again what it was told before, also what it has not heard: a pause, a drain, a capacity. The state after
+its registration says what that is.
 """
 
 from __future__ import annotations
@@ -24,8 +25,6 @@ from eventq.events.subjects import EVENTS, aggregate_filter
 from eventq.events.worker import (
     NO_WORKER,
     WORKERS,
-    DrainWorker,
-    PauseWorker,
     RegisterWorker,
     StopWorker,
     Worker,
@@ -81,29 +80,22 @@ class Membership:
                     await self._take(WORKERS.from_summary(event.state))
 
     async def _take(self, state: Worker) -> None:
-        before, self.state = self.state, state
+        self.state = state
         if state.status is WorkerStatus.LOST:
-            await self._come_back(before.status)
+            await self._come_back()
         self._on_change(self.state)
 
-    async def _come_back(self, before: WorkerStatus) -> None:
+    async def _come_back(self) -> None:
         log.warning("worker.called_lost", worker_id=self._worker_id, evidence=self.state.end_reason)
         self._on_lost()
         while self.state.status is WorkerStatus.LOST:
             try:
                 await self.register()
-                if before is WorkerStatus.PAUSED:
-                    await self._say(PauseWorker(self._source))
-                elif before is WorkerStatus.DRAINING:
-                    await self._say(DrainWorker(self._source))
             except Unavailable as error:
                 log.warning("worker.registers_later", worker_id=self._worker_id, code=error.code, error=error.detail)
                 await asyncio.sleep(RETRY_S)
 
     async def _say(self, command: WorkerCommand) -> None:
-        handled = await handle_any(self._log, WORKERS, self._worker_id, command, source=self._source, state=self.state)
+        source = f"worker.{self._worker_id}"
+        handled = await handle_any(self._log, WORKERS, self._worker_id, command, source=source, state=self.state)
         self.state = handled.state
-
-    @property
-    def _source(self) -> str:
-        return f"worker.{self._worker_id}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given as forall
@@ -44,6 +44,7 @@ REGISTERED = WorkerRegistered(hostname="h", pid=7, pool="cpu", queues=[], capaci
 PAUSED = WorkerPaused(requested_by="ada")
 RESUMED = WorkerResumed(requested_by="ada")
 DRAINING = WorkerDraining(requested_by="ada")
+RESIZED = CapacityChanged(capacity=9, requested_by="ada")
 STOPPED = WorkerStopped(reason="drained")
 LOST = WorkerLost(evidence="disconnected", running=["t1"])
 
@@ -80,7 +81,7 @@ def test_every_status_is_either_living_or_gone() -> None:
         ((REGISTERED, PAUSED), ResumeWorker("ada"), RESUMED),
         ((REGISTERED,), DrainWorker("ada"), DRAINING),
         ((REGISTERED, PAUSED), DrainWorker("ada"), DRAINING),
-        ((REGISTERED,), ChangeCapacity(9, "ada"), CapacityChanged(capacity=9, requested_by="ada")),
+        ((REGISTERED,), ChangeCapacity(9, "ada"), RESIZED),
         ((REGISTERED, DRAINING), StopWorker("drained"), STOPPED),
         ((REGISTERED,), LoseWorker(1, "disconnected", ("t1",)), LOST),
         ((REGISTERED, DRAINING), LoseWorker(2, "disconnected", ("t1",)), LOST),
@@ -111,9 +112,53 @@ def test_a_worker_that_did_something_since_it_was_found_silent_is_not_lost() -> 
     assert decide_worker(LoseWorker(3, "disconnected", ()), came_back) != []
 
 
-def test_a_worker_that_was_called_lost_is_the_same_anew_once_it_registers() -> None:
-    again = given(REGISTERED, PAUSED, LOST, REGISTERED)
-    assert (again.status, again.version, again.ended_at, again.end_reason) == (WorkerStatus.ACTIVE, 4, None, None)
+def test_a_worker_that_was_called_lost_is_the_same_once_it_registers() -> None:
+    again = given(REGISTERED, LOST, REGISTERED)
+    assert (again.status, again.version, again.ended_at, again.end_reason) == (WorkerStatus.ACTIVE, 3, None, None)
+
+
+@pytest.mark.parametrize(
+    ("history", "status", "capacity"),
+    [
+        ((REGISTERED, LOST), WorkerStatus.ACTIVE, 4),
+        ((REGISTERED, PAUSED, LOST), WorkerStatus.PAUSED, 4),
+        ((REGISTERED, PAUSED, RESUMED, LOST), WorkerStatus.ACTIVE, 4),
+        ((REGISTERED, DRAINING, LOST), WorkerStatus.DRAINING, 4),
+        ((REGISTERED, RESIZED, LOST), WorkerStatus.ACTIVE, 9),
+        ((REGISTERED, PAUSED, RESIZED, LOST), WorkerStatus.PAUSED, 9),
+        ((REGISTERED, PAUSED, RESIZED, LOST, REGISTERED, LOST), WorkerStatus.PAUSED, 9),
+        ((REGISTERED, PAUSED, LOST, REGISTERED, RESUMED, LOST), WorkerStatus.ACTIVE, 4),
+    ],
+)
+@pytest.mark.parametrize("kind", ["process", "http"])
+def test_a_worker_that_comes_back_from_being_lost_is_what_it_was_told_to_be(
+    history: tuple[EventData, ...], status: WorkerStatus, capacity: int, kind: Literal["process", "http"]
+) -> None:
+    back = [data.model_copy(update={"kind": kind}) if data == REGISTERED else data for data in (*history, REGISTERED)]
+    worker = given(*back)
+    assert (worker.status, worker.capacity) == (status, capacity)
+    assert "returns_as" not in WORKERS.summary(worker)
+
+
+@pytest.mark.parametrize("told", [PAUSED, DRAINING, RESIZED])
+@pytest.mark.parametrize(
+    ("end", "registered"),
+    [
+        (STOPPED, REGISTERED),
+        (LOST, REGISTERED.model_copy(update={"pid": 8})),
+        (LOST, REGISTERED.model_copy(update={"kind": "http", "pid": 0})),
+    ],
+    ids=["stopped", "another process", "another kind"],
+)
+def test_a_new_start_forgets_what_the_one_before_was_told(told: EventData, end: EventData, registered: EventData) -> None:
+    worker = given(REGISTERED, told, end, registered)
+    assert (worker.status, worker.capacity) == (WorkerStatus.ACTIVE, 4)
+
+
+def test_a_draining_worker_that_comes_back_can_end_and_then_starts_anew() -> None:
+    back = given(REGISTERED, DRAINING, LOST, REGISTERED)
+    assert decide_worker(StopWorker("drained"), back) == [STOPPED]
+    assert given(REGISTERED, DRAINING, LOST, REGISTERED, STOPPED, REGISTERED).status is WorkerStatus.ACTIVE
 
 
 def test_the_end_says_when_and_why() -> None:

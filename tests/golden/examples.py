@@ -269,6 +269,13 @@ WORKER_LIVES: dict[str, list[EventData]] = {
         WorkerDraining(requested_by="ada"),
         WorkerStopped(reason="drained"),
     ],
+    "worker-returned": [
+        REGISTERED,
+        WorkerPaused(requested_by="ada"),
+        CapacityChanged(capacity=8, requested_by="bob"),
+        WorkerLost(evidence="presence_lapsed", running=[]),
+        REGISTERED,
+    ],
 }
 
 QUEUE_LIVES: dict[str, list[EventData]] = {

@@ -16,7 +16,7 @@ from eventq.events.handle import handle, handle_any, read_state, read_task
 from eventq.events.presence import heartbeat_of
 from eventq.events.subjects import EVENTS, Route, work_consumer
 from eventq.events.task import Status, Task
-from eventq.events.worker import WORKERS, DrainWorker, LoseWorker, PauseWorker, WorkerStatus
+from eventq.events.worker import WORKERS, ChangeCapacity, DrainWorker, LoseWorker, PauseWorker, WorkerStatus
 from eventq.services import http_leases, worker_watch
 from eventq.services.api import Api
 from eventq.services.api_worker_leases import stop_waiting
@@ -335,6 +335,39 @@ async def test_a_lost_worker_is_told_so_and_leases_nothing_until_it_registers_ag
     assert (await read_state(backend.log, WORKERS, remote.id)).status is WorkerStatus.ACTIVE
     await submit(backend)
     await remote.lease_one()
+
+
+@pytest.mark.parametrize(
+    ("commands", "status", "capacity"),
+    [
+        ((PauseWorker("test"), ChangeCapacity(7, "test")), "PAUSED", 7),
+        ((ChangeCapacity(7, "test"), DrainWorker("test")), "DRAINING", 7),
+    ],
+)
+async def test_a_lost_worker_that_registers_again_is_told_what_it_was_told_before(
+    backend: Backend, remote: Remote, commands: tuple[Any, ...], status: str, capacity: int
+) -> None:
+    for command in (*commands, LoseWorker(3, "presence_lapsed", ())):
+        await handle_any(backend.log, WORKERS, remote.id, command, source="test")
+    wanted = {"pool": "far", "tasks": DECLARED, "worker_id": remote.id}
+    code, answer = await backend.post("/workers", wanted, params={"hostname": "h", "capacity": "2"})
+    assert (code, answer["status"], answer["capacity"]) == (201, status, capacity)
+    heartbeat = await heartbeat_of(backend.broker, remote.id)
+    assert heartbeat is not None
+    assert (heartbeat.status, heartbeat.capacity) == (status, capacity)
+    assert await remote.lease(1) == []
+    told = await remote.heartbeat()
+    assert (told["status"], told["capacity"]) == ("STOPPED" if status == "DRAINING" else status, capacity)
+
+
+async def test_a_drained_worker_that_registers_again_starts_anew(backend: Backend, remote: Remote) -> None:
+    for command in (DrainWorker("test"), LoseWorker(2, "presence_lapsed", ())):
+        await handle_any(backend.log, WORKERS, remote.id, command, source="test")
+    await Remote.register(backend, worker_id=remote.id)
+    assert (await remote.heartbeat())["status"] == "STOPPED"
+    await Remote.register(backend, capacity=3, worker_id=remote.id)
+    told = await remote.heartbeat()
+    assert (told["status"], told["capacity"]) == ("ACTIVE", 3)
 
 
 async def test_large_results_go_to_the_blob_store(backend: Backend, remote: Remote) -> None:

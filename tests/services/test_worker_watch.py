@@ -19,7 +19,7 @@ from eventq.events.commands import StartAttempt
 from eventq.events.ending import end
 from eventq.events.handle import handle, handle_any, read_state
 from eventq.events.ids import new_id
-from eventq.events.presence import Heartbeat, beat, leave, present
+from eventq.events.presence import Heartbeat, beat, heartbeat_of, leave, present
 from eventq.events.report import Progress
 from eventq.events.reporting import publish_report
 from eventq.events.retry import RetryPolicy
@@ -27,7 +27,18 @@ from eventq.events.routes import Routes
 from eventq.events.subjects import EVENTS
 from eventq.events.task import Status
 from eventq.events.task_events import Failed, Queued, TimedOut
-from eventq.events.worker import WORKERS, LoseWorker, RegisterWorker, Worker, WorkerStatus
+from eventq.events.worker import (
+    WORKERS,
+    ChangeCapacity,
+    DrainWorker,
+    LoseWorker,
+    PauseWorker,
+    RegisterWorker,
+    ResumeWorker,
+    Worker,
+    WorkerCommand,
+    WorkerStatus,
+)
 from eventq.events.worker_events import WorkerRegistered
 from eventq.services import worker_watch as module
 from eventq.services.embedded import EmbeddedBroker
@@ -314,6 +325,48 @@ async def test_a_living_worker_that_is_called_lost_registers_again_and_its_old_a
     assert set(queued_reasons(control, task_id)) in ({"worker_lost"}, {"interrupted"}, {"worker_lost", "interrupted"})
     assert (await worker_state(control, worker_id)).status is WorkerStatus.ACTIVE
     await control.check()
+
+
+async def told_while_it_stands_still(site: Site, control: Control, *commands: WorkerCommand) -> tuple[Process, str]:
+    """A worker process that stood still while it was told so, until it was called lost, and that now goes on; its id."""
+    (process,) = await site.workers(1, concurrency=2)
+    (worker_id,) = await present(control.broker)
+    process.pause()
+    for command in commands:
+        await handle_any(control.log, WORKERS, worker_id, command, source="test")
+    await leave(control.broker, worker_id)  # its presence lapses by itself, only later
+    async with watching(control):
+        await until_status(control, worker_id, WorkerStatus.LOST)
+    process.resume()
+    return process, worker_id
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_pause_and_a_capacity_told_to_one_that_stands_still_hold_when_it_goes_on(site: Site, control: Control) -> None:
+    commands = PauseWorker("test"), ChangeCapacity(1, "test")
+    _, worker_id = await told_while_it_stands_still(site, control, *commands)
+
+    async def obeys() -> bool:
+        heartbeat = await heartbeat_of(control.broker, worker_id)
+        return heartbeat is not None and (heartbeat.status, heartbeat.capacity) == ("PAUSED", 1)
+
+    await eventually(obeys, timeout=30, what="it is paused, of that capacity")
+    state = await worker_state(control, worker_id)
+    assert (state.status, state.capacity) == (WorkerStatus.PAUSED, 1)
+    await handle_any(control.log, WORKERS, worker_id, ResumeWorker("test"), source="test")
+    held = [await control.submit("chaos.gate", str(site.gate())) for _ in range(2)]
+    await control.until(lambda: [control.status(each) for each in held].count(Status.RUNNING) == 1, "one of two runs")
+    site.gate().touch()
+    await control.until_ended(*held)
+    await control.check()
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_drain_told_to_one_that_stands_still_holds_when_it_goes_on(site: Site, control: Control) -> None:
+    process, worker_id = await told_while_it_stands_still(site, control, DrainWorker("test"))
+    assert await asyncio.to_thread(process.wait) == 0
+    state = await worker_state(control, worker_id)
+    assert (state.status, state.end_reason) == (WorkerStatus.STOPPED, "drained")
 
 
 async def test_an_attempt_that_an_http_worker_never_lists_is_ended_without_a_loss(

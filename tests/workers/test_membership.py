@@ -11,7 +11,17 @@ import pytest
 from eventq.events.ending import end
 from eventq.events.handle import handle_any
 from eventq.events.subjects import EVENTS
-from eventq.events.worker import WORKERS, LoseWorker, PauseWorker, ResumeWorker, Worker, WorkerCommand, WorkerStatus
+from eventq.events.worker import (
+    WORKERS,
+    ChangeCapacity,
+    DrainWorker,
+    LoseWorker,
+    PauseWorker,
+    ResumeWorker,
+    Worker,
+    WorkerCommand,
+    WorkerStatus,
+)
 from eventq.events.worker_events import WorkerRegistered
 from eventq.workers.membership import Membership
 from tests.chaos.site import Control, Site
@@ -20,7 +30,7 @@ from tests.support.poll import eventually
 
 US = "worker-1"
 REGISTRATION = WorkerRegistered(hostname="host", pid=1, pool="cpu", queues=[], capacity=4, devices=["cpu"], tasks=[])
-ACTIVE, PAUSED = WorkerStatus.ACTIVE, WorkerStatus.PAUSED
+ACTIVE, PAUSED, DRAINING = WorkerStatus.ACTIVE, WorkerStatus.PAUSED, WorkerStatus.DRAINING
 
 
 @pytest.fixture
@@ -47,10 +57,13 @@ class Obedient:
     def _give_up(self) -> None:
         self.lost += 1
 
-    async def begin(self) -> None:
+    async def begin(self, *unheard: WorkerCommand) -> None:
+        """Register, and follow the history once ``unheard`` stands there as well."""
         facts = await self.control.broker.stream_facts(EVENTS)
         assert facts is not None
         await self.membership.register()
+        for command in unheard:
+            await handle_any(self.control.log, WORKERS, US, command, source="test")
         self._following = [asyncio.create_task(self.membership.follow(facts.last)) for _ in range(2)]
 
     async def hear(self, command: WorkerCommand) -> None:
@@ -64,11 +77,17 @@ class Obedient:
 
 
 @pytest.fixture
-async def worker(control: Control) -> AsyncIterator[Obedient]:
+async def newcomer(control: Control) -> AsyncIterator[Obedient]:
+    """One that has not begun."""
     worker = Obedient(control)
-    await worker.begin()
     yield worker
     await worker.stop()
+
+
+@pytest.fixture
+async def worker(newcomer: Obedient) -> Obedient:
+    await newcomer.begin()
+    return newcomer
 
 
 async def test_a_command_that_is_read_twice_is_obeyed_once(worker: Obedient) -> None:
@@ -81,3 +100,29 @@ async def test_a_worker_that_reads_twice_that_it_is_lost_comes_back_once(worker:
     await worker.hear(LoseWorker(worker.membership.state.version, "disconnected", ()))
     await worker.hear(PauseWorker("ada"))
     assert (worker.told, worker.lost) == ([ACTIVE, PAUSED], 1)
+
+
+@pytest.mark.parametrize(
+    ("told", "status", "capacity"),
+    [
+        ((PauseWorker("ada"), ChangeCapacity(1, "ada")), PAUSED, 1),
+        ((ChangeCapacity(9, "ada"), DrainWorker("ada")), DRAINING, 9),
+        ((PauseWorker("ada"), ResumeWorker("ada")), ACTIVE, 4),
+    ],
+)
+async def test_what_it_was_told_before_it_was_called_lost_is_obeyed_though_it_heard_nothing_of_it(
+    newcomer: Obedient, told: tuple[WorkerCommand, ...], status: WorkerStatus, capacity: int
+) -> None:
+    await newcomer.begin(*told, LoseWorker(1 + len(told), "presence_lapsed", ()))
+    await eventually(lambda: newcomer.told, what="it is back")
+    assert (newcomer.told, newcomer.lost) == ([status], 1)
+    state = newcomer.membership.state
+    assert (state.status, state.capacity) == (status, capacity)
+
+
+@pytest.mark.parametrize("command", [PauseWorker("ada"), DrainWorker("ada")])
+async def test_what_it_obeyed_before_it_was_called_lost_it_obeys_again(worker: Obedient, command: WorkerCommand) -> None:
+    await worker.hear(command)
+    await worker.hear(LoseWorker(worker.membership.state.version, "disconnected", ()))
+    assert len(set(worker.told)) == 1
+    assert worker.membership.state.version == 4, "it registered, and had nothing more to say"
