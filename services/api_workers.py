@@ -29,6 +29,7 @@ from eventq.events.worker import (
     Worker,
     WorkerCommand,
     WorkerStatus,
+    decide_worker,
     evolve_worker,
 )
 from eventq.events.worker_events import TaskDeclaration, WorkerRegistered
@@ -86,10 +87,11 @@ async def register_worker(request: web.Request, query: RegisterQuery, body: Regi
             kind="http",
         )
     )
+    (registered,) = decide_worker(command, before)  # who is refused must not overwrite what one that lives says of itself
     await _refuse_taken_names(api, wanted.tasks, wanted.pool)
     # Its presence first: whoever reads that it is registered must find it alive.
     now = datetime.now(UTC)
-    becomes = evolve_worker(before, "", now, command.registration)
+    becomes = evolve_worker(before, "", now, registered)
     await beat(
         api.log.broker,
         Heartbeat(worker_id, becomes.hostname, becomes.pool, becomes.capacity, [], now, str(becomes.status)),

@@ -337,6 +337,19 @@ async def test_a_lost_worker_is_told_so_and_leases_nothing_until_it_registers_ag
     await remote.lease_one()
 
 
+async def test_who_registers_under_the_id_of_a_living_worker_is_refused_and_says_nothing_in_its_place(
+    backend: Backend, remote: Remote
+) -> None:
+    """A heartbeat that lists nothing would give what the worker holds to others."""
+    await submit(backend)
+    await remote.heartbeat(await remote.lease_one())
+    before = await heartbeat_of(backend.broker, remote.id)
+    params = {"hostname": "other", "capacity": "1"}
+    status, refused = await backend.post("/workers", {"worker_id": remote.id}, params=params)
+    assert (status, refused["code"]) == (409, "ILLEGAL_TRANSITION")
+    assert await heartbeat_of(backend.broker, remote.id) == before
+
+
 @pytest.mark.parametrize(
     ("commands", "status", "capacity"),
     [
