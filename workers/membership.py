@@ -18,7 +18,7 @@ import structlog
 
 from eventq.events.envelope import decode
 from eventq.events.errors import Conflict, Unavailable
-from eventq.events.handle import handle_any
+from eventq.events.handle import handle_any, read_state
 from eventq.events.log import EventLog
 from eventq.events.reader import Tail
 from eventq.events.subjects import EVENTS, aggregate_filter
@@ -90,10 +90,16 @@ class Membership:
         self._on_lost()
         while self.state.status is WorkerStatus.LOST:
             try:
-                await self.register()
+                await self._register_again()
             except Unavailable as error:
                 log.warning("worker.registers_later", worker_id=self._worker_id, code=error.code, error=error.detail)
                 await asyncio.sleep(RETRY_S)
+
+    async def _register_again(self) -> None:
+        try:
+            await self.register()
+        except Conflict:  # it is no longer lost: a try before, of which nothing was heard, was stored
+            self.state = await read_state(self._log, WORKERS, self._worker_id, fresh=True)
 
     async def _say(self, command: WorkerCommand) -> None:
         source = f"worker.{self._worker_id}"

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from eventq.events.ending import end
+from eventq.events.envelope import Event
+from eventq.events.errors import LogUnavailable
 from eventq.events.handle import handle_any
 from eventq.events.subjects import EVENTS
 from eventq.events.worker import (
@@ -23,6 +25,7 @@ from eventq.events.worker import (
     WorkerStatus,
 )
 from eventq.events.worker_events import WorkerRegistered
+from eventq.workers import membership
 from eventq.workers.membership import Membership
 from tests.chaos.site import Control, Site
 from tests.support.nats import NatsServer
@@ -57,14 +60,14 @@ class Obedient:
     def _give_up(self) -> None:
         self.lost += 1
 
-    async def begin(self, *unheard: WorkerCommand) -> None:
+    async def begin(self, *unheard: WorkerCommand, readings: int = 2) -> None:
         """Register, and follow the history once ``unheard`` stands there as well."""
         facts = await self.control.broker.stream_facts(EVENTS)
         assert facts is not None
         await self.membership.register()
         for command in unheard:
             await handle_any(self.control.log, WORKERS, US, command, source="test")
-        self._following = [asyncio.create_task(self.membership.follow(facts.last)) for _ in range(2)]
+        self._following = [asyncio.create_task(self.membership.follow(facts.last)) for _ in range(readings)]
 
     async def hear(self, command: WorkerCommand) -> None:
         """Write the command, and wait until it was obeyed once."""
@@ -126,3 +129,23 @@ async def test_what_it_obeyed_before_it_was_called_lost_it_obeys_again(worker: O
     await worker.hear(LoseWorker(worker.membership.state.version, "disconnected", ()))
     assert len(set(worker.told)) == 1
     assert worker.membership.state.version == 4, "it registered, and had nothing more to say"
+
+
+async def test_a_registration_whose_answer_was_lost_is_found_stored_and_not_made_twice(
+    newcomer: Obedient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await newcomer.begin(readings=1)
+    append, registrations = newcomer.control.log.append, 0
+
+    async def unanswered(event: Event) -> int | None:
+        nonlocal registrations
+        position = await append(event)
+        if event.type == "registered":
+            registrations += 1
+            raise LogUnavailable("no answer")
+        return position
+
+    monkeypatch.setattr(newcomer.control.log, "append", unanswered)
+    monkeypatch.setattr(membership, "RETRY_S", 0.01)
+    await newcomer.hear(LoseWorker(newcomer.membership.state.version, "disconnected", ()))
+    assert (newcomer.told, newcomer.lost, registrations) == ([ACTIVE], 1, 1)
