@@ -162,7 +162,7 @@ def _gate(task: TaskRow, line: LineFacts, now: datetime) -> list[ReasonAnswer]:
         reasons.append(
             _reason("fair_turn", message, keys=line.keys_held, key=key, not_started=line.waiting, window=FAIR_WINDOW)
         )
-    if not reasons:
+    if not (reasons or line.queue.paused):
         message = "it waits to be let through by a scheduler's gate, which should take an instant"
         reasons.append(_reason("awaiting_admission", message))
     return reasons

@@ -95,6 +95,13 @@ def test_a_limit_of_its_key_names_who_holds_that() -> None:
     assert codes(told(held(), facts)) == ["awaiting_admission"], "tasks without a key are not limited by it"
 
 
+def test_a_task_held_in_a_paused_queue_does_not_wait_for_the_gate() -> None:
+    paused = Queue(limits=QueueLimits(max_running=2), paused_by="ada", paused_at=NOW)
+    found = told(held(), line(queue=paused))
+    assert (codes(found), found.no_prediction) == (["queue_paused"], "its queue is paused")
+    assert codes(told(held(), line(queue=paused, holders=2))) == ["queue_paused", "limit_held"]
+
+
 def test_a_rate_says_when_the_next_may_start() -> None:
     facts = line(QueueLimits(rate=Rate(limit=1, per_s=10)), admissions=[(NOW - timedelta(seconds=4), [None])])
     found = told(held(), facts)
