@@ -92,7 +92,9 @@ Priority = Annotated[int, Field(ge=PRIORITY_MIN, le=PRIORITY_MAX)]
 StatusName = Literal["SCHEDULED", "PENDING", "RUNNING", "RETRYING", "PAUSED", "COMPLETED", "FAILED", "TIMED_OUT", "CANCELLED"]
 Tag = Annotated[str, Field(min_length=1, max_length=TAG_MAX_CHARS)]
 Tags = Annotated[list[Tag], Field(max_length=TAGS_MAX)]
-MetadataName = Annotated[str, Field(min_length=1, max_length=NAME_MAX_CHARS)]
+MetadataName = Annotated[str, Field(min_length=1, max_length=NAME_MAX_CHARS, pattern="^[^=]*$")]
+"""Without the sign that ends a name where tasks are searched for: ``?metadata=name=value``."""
+
 MetadataValue = Annotated[str, Field(max_length=METADATA_VALUE_MAX_CHARS)]
 Metadata = Annotated[dict[MetadataName, MetadataValue], Field(max_length=METADATA_MAX)]
 KeyName = Annotated[str, Field(min_length=1, max_length=NAME_MAX_CHARS)]

@@ -75,6 +75,12 @@ BODIES: list[tuple[str, Any, int, dict[str, Any]]] = [
         400,
         {"detail": "/metadata: a name in it should have at most 64 characters", "limit": 64, "found": repr("n" * 65)},
     ),
+    (
+        "a name that could not be searched for",
+        {**GOOD, "metadata": {"a=b": "c"}},
+        400,
+        {"detail": "/metadata: a name in it should match pattern '^[^=]*$'", "limit": "^[^=]*$", "found": "'a=b'"},
+    ),
     ("a value under an odd name", {**GOOD, "metadata": {"[key]": 5}}, 400, {"field": "/metadata/[key]", "found": "5"}),
     ("an empty error name", {**GOOD, "retry": {"after_s": {"": 1}}}, 400, {"field": "/retry/after_s"}),
     ("an array", [GOOD], 400, {"field": "body"}),
