@@ -13,6 +13,7 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import structlog
@@ -32,6 +33,7 @@ from eventq.events.worker import Worker as WorkerState
 from eventq.events.worker import WorkerStatus
 from eventq.events.worker_events import WorkerRegistered
 from eventq.workers.acks import Acks
+from eventq.workers.alone import Alone, on_last_chance
 from eventq.workers.attempt import HOSTNAME, Attempt, Counts, Workshop
 from eventq.workers.config import WorkerConfig
 from eventq.workers.devices import CPU, Device, gpu_devices
@@ -80,7 +82,8 @@ class Worker:
             stop_s=config.stop_s,
         )
         self._attempts: dict[tuple[str, int], Attempt] = {}
-        self._running: set[asyncio.Task[None]] = set()
+        self._running: dict[asyncio.Task[None], Attempt] = {}
+        self._alone = Alone(self._beside)
         self._steering: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()
         self._drained = asyncio.Event()
@@ -194,20 +197,34 @@ class Worker:
             return
         attempt = self._attempts[key] = Attempt(delivery, self._shop)
         self._keeper.hold(delivery.lease)
-        task = asyncio.create_task(attempt.run())
-        self._running.add(task)
+        if on_last_chance(attempt.task):
+            task = self._alone.run(partial(self._begin_alone, attempt))
+        else:
+            task = asyncio.create_task(attempt.run())
+        self._running[task] = attempt
         task.add_done_callback(lambda done: self._ended(done, key))
 
+    def _beside(self) -> list[asyncio.Task[None]]:
+        """What runs beside a task that is to run alone."""
+        return [task for task, each in self._running.items() if not (each.frozen or on_last_chance(each.task))]
+
+    async def _begin_alone(self, attempt: Attempt) -> None:
+        if self._shop.leaving:
+            await self._acks.nak(attempt.delivery.lease, 0)
+        else:
+            await attempt.run()
+
     def _ended(self, done: asyncio.Task[None], key: tuple[str, int]) -> None:
-        self._running.discard(done)
+        del self._running[done]
         self._keeper.release(self._attempts.pop(key).delivery.lease)
         if not self._running:
             self._idle.set()
         self._puller.slot_freed()
 
     def _free_slots(self) -> int:
-        """How much more may be taken: nothing while paused or draining, nor while too much runs for a lowered capacity."""
-        if self._membership.state.status is not WorkerStatus.ACTIVE:
+        """How much more may be taken: nothing while paused or draining, nor beside what is to run alone, nor while too much
+        runs for a lowered capacity."""
+        if self._membership.state.status is not WorkerStatus.ACTIVE or self._alone.wanted:
             return 0
         return max(0, self.capacity - len(self._running))
 

@@ -10,6 +10,7 @@ import pytest
 
 from eventq.events.envelope import decode
 from eventq.events.errors import IllegalTransition
+from eventq.events.limits import LOSSES_MAX
 from eventq.events.task import Status
 from eventq.events.task_events import Cancelled, Completed, Queued, Retrying, TimedOut
 from eventq.events.worker_events import WorkerStopped
@@ -18,6 +19,7 @@ from tests.chaos.site import Control, Site
 from tests.support.poll import eventually
 from tests.support.processes import dead
 from tests.workers.conftest import CAPACITY, STOP_S
+from tests.workers.lost import lose_workers
 
 pytestmark = pytest.mark.usefixtures("good_history")
 
@@ -146,6 +148,21 @@ async def test_a_cancelled_retry_stays_cancelled(control: Control, shared_worker
 async def started_worker(site: Site, queue: str, *, grace_s: float = 20, concurrency: int = CAPACITY) -> Process:
     """A worker of the test's own: nobody else serves its queue."""
     return await site.started("worker", stop_s=STOP_S, queues=queue, grace_s=grace_s, concurrency=concurrency)
+
+
+async def test_a_task_that_waits_to_run_alone_is_handed_back_by_a_worker_that_stops(site: Site, control: Control) -> None:
+    running = await control.submit("chaos.gate", str(site.gate("alone")), queue="alone")
+    suspect = await control.submit("chaos.quick", queue="alone")
+    await lose_workers(control, suspect, LOSSES_MAX - 1)
+    worker = await started_worker(site, "alone", grace_s=60)
+    await control.until_entered(running)
+    worker.signal_stop()
+    site.gate("alone").touch()
+    assert await asyncio.to_thread(worker.wait) == 0
+    assert control.types(suspect).count("started") == LOSSES_MAX - 1
+    await started_worker(site, "alone")
+    await control.until_ended(running, suspect)
+    assert control.types(suspect)[-2:] == ["started", "completed"]
 
 
 async def test_a_worker_asked_to_stop_finishes_what_runs_and_takes_no_more(site: Site, control: Control) -> None:
