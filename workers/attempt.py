@@ -20,6 +20,8 @@ Others steer an attempt by events of its task, which its worker reads in the ord
 The log may be ahead of what was read. A pause that was withdrawn meanwhile is refused, and the attempt goes on, or, where it
 has ended for it, goes back to run again. One that was followed by a cancellation ends cancelled. A function that returns in
 the moment in which it is told to stand still has returned: its result counts.
+
+One that stands still when its worker leaves, or when it was taken away, is killed as it stands: nobody has resumed it.
 """
 
 from __future__ import annotations

@@ -5,6 +5,8 @@ Stopping escalates. An async function is cancelled; a plain one is asked through
 ``stop_s`` apart. What a function does after it was asked is still respected if it ends by itself in time.
 
 Standing still is for child processes: SIGSTOP, and SIGCONT to go on. What limits an attempt's time does not run meanwhile.
+One that stands still goes on to be cancelled, and is asked as any other. When it is handed back or taken away it is killed as
+it stands: its task is paused, or another's, and nobody has resumed it.
 """
 
 from __future__ import annotations
@@ -34,6 +36,9 @@ log = structlog.get_logger("eventq.execution")
 
 OnReport = Callable[[Progress | LogLine], None]
 OnSpawn = Callable[[SpawnRequest], Awaitable[str]]
+
+_GIVEN_AWAY = frozenset({StopReason.PAUSED, StopReason.INTERRUPTED, StopReason.LEASE_LOST})
+"""For these an attempt that stands still is not let go on, not even to end by itself."""
 
 LISTEN_S = 0.1
 """For how long an attempt whose heartbeat is overdue is listened to before it is stopped."""
@@ -75,7 +80,8 @@ class Execution:
         self.stop_reason: StopReason | None = None
 
     def stop(self, reason: StopReason) -> None:
-        """Have the function end soon. Idempotent: later reasons change nothing. One that stands still goes on for it."""
+        """Have the function end soon. Idempotent: later reasons change nothing. One that stands still goes on for it, or is
+        killed as it stands."""
         if self.stop_reason is None:
             self.stop_reason = reason
             self.thaw()
@@ -90,29 +96,35 @@ class Execution:
 
     async def freeze(self) -> bool:
         """Have the function stand still. Whether it does: not where it has no process of its own, or is being stopped."""
-        if self._child is None or self.stop_reason is not None or self.frozen:
-            return self.frozen
+        if self._child is None or self.stop_reason is not None:
+            return False
+        if self.frozen:
+            return True
         child = self._child
         self.frozen = True
         self._still_since = time.monotonic()
         self._time.pause()
         self._silence.pause()
         stands_still = await child.freeze()
-        if stands_still and self.frozen and self._child is child:
+        if self._child is not child or self.stop_reason in _GIVEN_AWAY:
+            return False  # it has ended, and the child may run something else by now; or it is killed as it stands
+        if stands_still and self.frozen:
             return True
-        if self._child is child:  # else it has ended, went on for that, and may run something else by now
-            child.thaw()  # it was stopped while it was being told, or would not stand still
-            self.thaw()
+        child.thaw()  # it was stopped while it was being told, or would not stand still
+        self.thaw()
         return False
 
     def thaw(self) -> None:
-        """Have it go on. Nothing where it does not stand still."""
-        if self.frozen and self._child is not None:
-            self.frozen = False
-            self.stood_still_s += time.monotonic() - self._still_since
-            self._child.thaw()
+        """Have it go on. Nothing where it does not stand still, or is killed as it stands."""
+        if self.frozen and self._child is not None and self.stop_reason not in _GIVEN_AWAY:
+            self._go_on(self._child)
             self._time.start()
             self._silence.start()
+
+    def _go_on(self, child: Child) -> None:
+        self.frozen = False
+        self.stood_still_s += time.monotonic() - self._still_since
+        child.thaw()
 
     def report(self, report: Report) -> None:
         """Take what the function says of itself: a sign of life in any case."""
@@ -228,7 +240,8 @@ class Execution:
             }
             return await child.run(job, self.report, self.on_spawn)
         finally:
-            self.thaw()
+            if self.frozen:  # it has ended all the same: what is left of its process may run the next
+                self._go_on(child)
             self._child = None
             stopper.cancel()
             with suppress(asyncio.CancelledError):
@@ -252,12 +265,14 @@ class Execution:
 
     async def _stop_child(self, child: Child) -> None:
         await self._stopping.wait()
-        self._on_step("asked", "asked to stop")
-        await child.ask()
-        await asyncio.sleep(self._stop_s)
-        self._on_step("SIGTERM", "SIGTERM")
+        stands_still = self.frozen
+        if not stands_still:
+            self._on_step("asked", "asked to stop")
+            await child.ask()
+            await asyncio.sleep(self._stop_s)
+            self._on_step("SIGTERM", "SIGTERM")
         try:
-            if not await child.terminate(self._stop_s):
+            if stands_still or not await child.terminate(self._stop_s):
                 self._on_step("SIGKILL", "SIGKILL")
         finally:
             await child.kill()  # also where the function has returned after all: the signal may hit the next one

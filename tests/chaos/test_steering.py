@@ -169,6 +169,50 @@ async def test_a_worker_that_stops_hands_a_frozen_attempt_back_and_the_task_stay
     assert control.task(task_id).losses == 0
 
 
+@pytest.mark.parametrize("leave", ["drained", "asked to stop"])
+async def test_a_frozen_attempt_runs_no_step_more_when_its_worker_leaves(site: Site, control: Control, leave: str) -> None:
+    """The gate is open by then: let go, it would return, and what a paused task returns counts."""
+    worker = await site.started("worker", stop_s=2.0)
+    task_id, path = await ticking(site, control)
+    worker_id = await control.worker_of(task_id)
+    await pause(control, task_id)
+    written = size(path), size(child_of(path))
+    site.gate().touch()
+    if leave == "drained":
+        await handle_any(control.log, WORKERS, worker_id, DrainWorker("test"), source="test")
+    else:
+        worker.signal_stop()
+    assert worker.wait() == 0
+    await control.until(lambda: control.types(task_id)[-2:] == ["paused", "paused"], "the attempt is handed back")
+    assert (size(path), size(child_of(path))) == written
+    assert dead(child_pid(path))
+    await site.workers(1)
+    await command(control, task_id, ResumeTask("ada", utc_now()))
+    end = await control.ended(task_id)
+    assert isinstance(end.data, Completed)
+    assert end.data.result == {"attempt": 2}
+    await control.check()
+
+
+async def test_a_frozen_attempt_that_was_lost_meanwhile_runs_no_step_more(site: Site, control: Control) -> None:
+    stalled = await site.started("worker", stop_s=2.0)
+    task_id, path = await ticking(site, control)
+    await pause(control, task_id)
+    written = size(path), size(child_of(path))
+    stalled.pause()
+    await site.workers(1)
+    await control.until(lambda: control.types(task_id)[-2:] == ["paused", "paused"], "somebody finds the attempt lost")
+    stalled.resume()
+    await eventually(lambda: dead(child_pid(path)), timeout=60, what="what stood still is gone")
+    assert (size(path), size(child_of(path))) == written
+    await control.run("chaos.plain")
+    assert (control.status(task_id), control.types(task_id)[-1]) == (Status.PAUSED, "paused")
+    site.gate().touch()
+    await command(control, task_id, ResumeTask("ada", utc_now()))
+    await control.until_ended(task_id)
+    await control.check()
+
+
 async def test_a_worker_killed_before_it_can_say_that_it_froze_loses_neither_task_nor_pause(
     site: Site, control: Control
 ) -> None:

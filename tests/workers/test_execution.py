@@ -20,6 +20,7 @@ from eventq.workers.outcome import Raised, Stopped, StopReason
 from eventq.workers.processes import Child, ChildPool
 from eventq.workers.registry import Registry, TaskFunction, load_modules
 from tests.chaos.site import TASKS
+from tests.support.poll import eventually
 
 
 @pytest.fixture
@@ -85,6 +86,32 @@ async def test_a_child_that_cannot_be_had_is_a_failure_that_may_be_retried(
         outcome = await execution(function).run([], {}, pool)
         assert isinstance(outcome, Raised)
         assert (outcome.error.type, outcome.retryable) == (type(error).__name__, True)
+
+
+async def test_an_attempt_that_is_interrupted_while_it_is_being_frozen_is_killed_without_being_thawed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("WITNESS", str(tmp_path / "witness"))
+    isolation = Isolation(modules=(str(TASKS),), blob_url=(tmp_path / "blobs").as_uri())
+    attempt = execution(load_modules(isolation.modules).get("chaos.gate_plain"))
+    freeze = Child.freeze
+
+    async def interrupted(child: Child) -> bool:
+        await freeze(child)
+        attempt.stop(StopReason.INTERRUPTED)
+        return False
+
+    def thaw(_: Child) -> None:
+        thawed.append(attempt.stop_reason)
+
+    thawed: list[StopReason | None] = []
+    monkeypatch.setattr(Child, "freeze", interrupted)
+    monkeypatch.setattr(Child, "thaw", thaw)
+    running = asyncio.create_task(attempt.run([str(tmp_path / "gate")], {}, ChildPool(isolation, [CPU])))
+    await eventually(lambda: (tmp_path / "witness").exists(), timeout=60, what="the function is entered")
+    assert not await attempt.freeze()
+    assert thawed == []
+    assert await running == Stopped(StopReason.INTERRUPTED, ("SIGKILL",))
 
 
 @pytest.fixture
