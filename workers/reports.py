@@ -20,7 +20,8 @@ log = structlog.get_logger("eventq.reports")
 
 
 class Reports:
-    """The reports of one attempt. ``add`` returns at once; :meth:`close` publishes what is left, the last progress too.
+    """The reports of one attempt. ``add`` returns at once; :meth:`close` publishes what is left, the last progress too. From
+    then on nothing is taken: a coroutine that ignores its cancellation speaks on when its task may have been erased.
 
     Neither raises: a report is never worth the outcome of its attempt. ``lost`` counts the messages that could not be
     published.
@@ -36,14 +37,18 @@ class Reports:
         self._waiting: deque[Progress | Log] = deque()
         self._publisher: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._closed = False
 
     def add(self, report: Progress | LogLine) -> None:
-        """Take one report."""
+        """Take one report; none once closed."""
+        if self._closed:
+            return
         with self._guarded():
             self._pass_on(self._pacer.offer(report, time.monotonic()))
 
     async def close(self) -> None:
         """Publish what waits and return when it is stored (or could not be)."""
+        self._closed = True
         if self._timer is not None:
             self._timer.cancel()
         with self._guarded():

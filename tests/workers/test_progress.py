@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,22 @@ async def test_reports_that_cannot_be_published_are_counted_and_take_no_other_al
     assert reports.lost == 2
     stored = await control.log.broker.js.get_last_msg(PROGRESS, progress_subject("t-unpublishable"))
     assert [line.message for line in log_of(stored.data)] == ["good"]
+
+
+async def test_closed_reports_take_nothing_more(control: Control) -> None:
+    """A coroutine that swallows its cancellation goes on to speak when its attempt has long ended, and may have been erased."""
+    reports = Reports(control.log.broker, "t-closed", 1, "test")
+    reports.add(LogLine("in time"))
+    closing = asyncio.create_task(reports.close())
+    for _ in range(3):
+        await asyncio.sleep(0)
+        reports.add(LogLine("late"))  # also while what was in time is still being published
+    await closing
+    reports.add(LogLine("late"))
+    reports.add(Progress(1))
+    await reports.close()
+    stored = await control.log.broker.js.get_last_msg(PROGRESS, progress_subject("t-closed"))
+    assert [line.message for line in log_of(stored.data)] == ["in time"]
 
 
 def log_of(payload: bytes | None) -> list[LogLine]:
