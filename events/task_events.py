@@ -148,7 +148,7 @@ class CancelRequested(EventData):
 
 class Cancelled(EventData):
     """The task will not run, or not run on. ``confirmed_by``: the worker that stopped it; ``None`` where none had begun.
-    ``steps``: as in ``TimedOut``."""
+    ``steps``: as in ``TimedOut``; ``revoked`` where an HTTP worker did not stop it, and it was taken away."""
 
     requested_by: str
     reason: str | None = None

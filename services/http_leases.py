@@ -17,6 +17,7 @@ of workers that are lost. Every report is checked against the log: the attempt m
 | a report comes after the attempt was taken away        | refused, ``STALE_ATTEMPT``: nothing changes                        |
 | another worker reports an attempt that is not his      | refused, ``STALE_ATTEMPT``, even with the right attempt number     |
 | an attempt takes too long, or is silent for too long   | the watch writes the time-out: a later report is refused           |
+| an attempt goes on although its cancel was asked for   | after a grace time the watch ends it: a later report is refused    |
 | the broker is away                                     | 503: the worker tries again, and the fence makes that safe         |
 """
 

@@ -174,8 +174,9 @@ class AttemptAnswer(Answer):
 
 
 class HeartbeatAnswer(Answer):
-    """What to obey. ``cancel`` and ``pause``: stop these and confirm with ``cancelled`` or ``release``; ``revoked``: no longer
-    the worker's own, stop without a report. ``ttl_seconds``: without a heartbeat for so long it is lost."""
+    """What to obey. ``cancel`` and ``pause``: stop these and confirm with ``cancelled`` or ``release``; what is to be cancelled
+    and goes on is taken away after 30 s. ``revoked``: no longer the worker's own, stop without a report. ``ttl_seconds``:
+    without a heartbeat for so long it is lost."""
 
     worker_id: str
     status: WorkerStatus

@@ -14,6 +14,7 @@ After the broker was away nobody is judged for a while: connections and heartbea
 | a living worker is gone                                             | ``lost``, and each of its attempts ended           |
 | a worker that is gone still holds attempts (who found out died)     | each ended: a loss, that counts towards poison     |
 | an HTTP worker's attempt is over its time, or silent for too long   | timed out: nobody else could                       |
+| an HTTP worker goes on for too long with what is to be cancelled    | cancelled, and taken away: nobody else could       |
 | an HTTP worker's heartbeats do not list an attempt that it holds    | ended without a loss: the answer never reached it  |
 
 All of it is a fold of the log plus what the broker says now, decided by the rules and appended with the version check: any
@@ -38,7 +39,7 @@ from nats.js.errors import APIError
 from eventq.events.attempt_end import end_attempt
 from eventq.events.bootstrap import PRESENCE_TTL_S
 from eventq.events.broker import Broker
-from eventq.events.commands import Command, ExpireLease, InterruptAttempt, TimeOutAttempt, TimeoutReason
+from eventq.events.commands import Command, ConfirmCancel, ExpireLease, InterruptAttempt, TimeOutAttempt, TimeoutReason
 from eventq.events.errors import Conflict, Damaged, NotFound, Unavailable
 from eventq.events.failpoints import failpoint
 from eventq.events.handle import handle_any
@@ -72,6 +73,10 @@ UNCLAIMED_S = 10.0
 OVERTIME_S = 1.0
 """How much longer than allowed an HTTP worker's attempt may take: its own report of the time-out comes first."""
 
+CANCEL_GRACE_S = 30.0
+"""For so long an HTTP worker may go on with what is to be cancelled: it hears of that within five seconds, by a heartbeat, and
+a process would be killed ten seconds later. While nobody is judged, nor is who does not obey: he may not have been told."""
+
 RUNNING_TOLD_MAX = 1_000
 """Tasks named in a ``lost`` event; an event has a size limit, and the log tells of the others."""
 
@@ -84,13 +89,14 @@ _NAMES = ("eventq worker ", "lease-keeper ")
 @dataclass(frozen=True, slots=True)
 class Held:
     """An attempt in a worker's hands. ``started_at``: by the clock of who wrote so, which heartbeats are stamped by as well;
-    ``since``: by the broker's, which limits are judged by."""
+    ``since``, and ``cancel_since``, from when on it is to be cancelled: by the broker's, which limits are judged by."""
 
     worker_id: str
     attempt: int
     started_at: datetime
     since: datetime
     state: dict[str, Any]
+    cancel_since: datetime | None = None
 
 
 class WorkerWatch:
@@ -138,13 +144,15 @@ class WorkerWatch:
         if worker_id is None or fact.state["status"] not in HOLDING:
             self._held.pop(fact.id, None)
             return
-        known = self._held.get(fact.id)
-        attempt = int(fact.state["attempt"])
-        if known is not None and known.attempt == attempt:
-            self._held[fact.id] = replace(known, worker_id=worker_id, state=fact.state)
+        held = self._held.get(fact.id)
+        attempt, stored_at = int(fact.state["attempt"]), datetime.fromtimestamp(fact.stored_ns / 1e9, UTC)
+        if held is not None and held.attempt == attempt:
+            held = replace(held, worker_id=worker_id, state=fact.state)
         else:
-            since = datetime.fromtimestamp(fact.stored_ns / 1e9, UTC)
-            self._held[fact.id] = Held(worker_id, attempt, fact.time, since, fact.state)
+            held = Held(worker_id, attempt, fact.time, stored_at, fact.state)
+        if held.cancel_since is None and fact.state.get("cancel_requested_by") is not None:
+            held = replace(held, cancel_since=stored_at)
+        self._held[fact.id] = held
         if worker_id not in self._workers:
             self._orphans.add(fact.id)
 
@@ -270,7 +278,9 @@ class WorkerWatch:
 
     async def _judge_attempt(self, task_id: str, held: Held, heartbeat: Heartbeat | None, now: datetime) -> None:
         task = from_summary(held.state)
-        if _longer_ago(held.since, task.timeout_s, now):
+        if held.cancel_since is not None and self._settled() and _longer_ago(held.cancel_since, CANCEL_GRACE_S, now):
+            await self._end(task_id, held, ConfirmCancel(held.attempt, ("asked", "revoked")))
+        elif _longer_ago(held.since, task.timeout_s, now):
             await self._end(task_id, held, await self._time_out(task_id, task, held.since, now, "execution_timeout"))
         elif _longer_ago(said_at := await self._said_at(task_id, task, held), task.heartbeat_timeout_s, now):
             await self._end(task_id, held, await self._time_out(task_id, task, said_at, now, "heartbeat_timeout"))

@@ -12,6 +12,7 @@ import aiohttp
 import pytest
 
 from eventq.events.commands import CancelTask, ExpireLease, PauseTask
+from eventq.events.ending import end
 from eventq.events.handle import handle, handle_any, read_state, read_task
 from eventq.events.presence import heartbeat_of
 from eventq.events.subjects import EVENTS, Route, work_consumer
@@ -314,6 +315,34 @@ async def test_a_report_whose_answer_was_lost_may_be_repeated_and_another_may_no
     status, refused = await remote.report("fail", task, error={"type": "E"})
     assert (status, refused["code"]) == (409, "STALE_ATTEMPT")
     assert await backend.last_position() == position
+
+
+async def test_one_who_ignores_a_cancel_has_the_attempt_taken_away(
+    backend: Backend, remote: Remote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_watch, "PRESENCE_LOOK_S", 0.05)
+    monkeypatch.setattr(worker_watch, "OUTAGE_GRACE_S", 0.0)
+    monkeypatch.setattr(worker_watch, "CANCEL_GRACE_S", -worker_watch.OVERTIME_S)
+    task_id = await submit(backend)
+    task = await remote.lease_one()
+    await remote.heartbeat(task)
+    await handle(backend.log, task_id, CancelTask("ada"), source="test")
+    assert [one["task_id"] for one in (await remote.heartbeat(task))["cancel"]] == [task_id]
+    watch = WorkerWatch(backend.log)
+    follower = Follower(backend.broker, [watch])
+    watching = [asyncio.create_task(follower.run()), asyncio.create_task(watch.run(follower))]
+
+    async def over() -> bool:
+        return (await task_of(backend, task_id)).finished
+
+    await eventually(over, timeout=30)
+    await end(*watching)
+    answer = await remote.heartbeat(task)
+    assert (answer["status"], [one["task_id"] for one in answer["revoked"]]) == ("ACTIVE", [task_id])
+    for what, more in REPORTS:
+        status, refused = await remote.report(what, task, **more)
+        assert (status, refused["code"]) == (409, "STALE_ATTEMPT")
+    assert (await task_of(backend, task_id)).status is Status.CANCELLED
 
 
 async def test_a_draining_worker_that_runs_nothing_is_done(backend: Backend, remote: Remote) -> None:

@@ -26,7 +26,7 @@ from eventq.events.retry import RetryPolicy
 from eventq.events.routes import Routes
 from eventq.events.subjects import EVENTS
 from eventq.events.task import Status
-from eventq.events.task_events import Failed, Queued, TimedOut
+from eventq.events.task_events import Cancelled, Failed, Queued, TimedOut
 from eventq.events.worker import (
     WORKERS,
     ChangeCapacity,
@@ -428,6 +428,59 @@ async def test_an_http_workers_attempt_is_over_its_time_by_the_brokers_clock(
         assert control.status(task_id) is Status.RUNNING
         behind_s = 0.0
         assert isinstance((await control.ended(task_id)).data, TimedOut)
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_cancel_that_an_http_worker_ignores_is_carried_out_without_it(
+    control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a grace time from the request on, by the broker's clock. What was not to be cancelled goes on."""
+    monkeypatch.setattr(module, "OVERTIME_S", 0.0)
+    worker_id = await register(control, kind="http")
+    ignored, other = await start(control, worker_id), await start(control, worker_id)
+    await say_alive(control, worker_id, ignored, other)
+    await control.cancel(ignored)
+    ahead_s, asked = module.CANCEL_GRACE_S - 10.0, 0
+    right = control.broker.time
+
+    async def time() -> datetime:
+        nonlocal asked
+        asked += 1
+        return await right() + timedelta(seconds=ahead_s)
+
+    def was_asked(least: int) -> bool:
+        return asked >= least
+
+    monkeypatch.setattr(control.broker, "time", time)
+    async with watching(control) as watch:
+        for looks in (1, 2, 3):
+            watch.wake.set()
+            await eventually(partial(was_asked, looks), what="it has looked")
+        assert control.status(ignored) is Status.RUNNING
+        ahead_s = module.CANCEL_GRACE_S
+        end = await control.ended(ignored)
+    assert isinstance(end.data, Cancelled)
+    assert (end.data.requested_by, end.data.steps) == ("test", ["asked", "revoked"])
+    assert control.status(other) is Status.RUNNING
+
+
+async def test_a_cancel_that_an_http_worker_may_not_have_heard_of_waits(
+    control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The watch has just begun, and so may all that the worker speaks through."""
+    monkeypatch.setattr(module, "PRESENCE_LOOK_S", 0.05)
+    monkeypatch.setattr(module, "CANCEL_GRACE_S", -module.OVERTIME_S)
+    worker_id = await register(control, kind="http")
+    task_id = await start(control, worker_id)
+    await control.cancel(task_id)
+    async with watching(control):
+        overdue = await start(control, worker_id, timeout_s=0.001)
+        await control.until(lambda: control.status(overdue) is Status.TIMED_OUT, "the watch has looked")
+        assert control.status(task_id) is Status.RUNNING
+        monkeypatch.setattr(module, "OUTAGE_GRACE_S", 0.0)
+        end = await control.ended(task_id)
+    assert isinstance(end.data, Cancelled)
+    assert end.data.steps == ["asked", "revoked"]
 
 
 @pytest.mark.parametrize("wrong_s", [0, -3600], ids=["right clock", "slow clock"])
