@@ -139,8 +139,9 @@ WORKER_ACCEPTS: dict[type[WorkerCommand], frozenset[WorkerStatus]] = {
 def decide_worker(command: WorkerCommand, worker: Worker) -> list[EventData]:
     """What follows; empty where the command is already fulfilled. Raises :class:`IllegalTransition`."""
     if worker.status not in WORKER_ACCEPTS[type(command)]:
-        verb = type(command).__name__.removesuffix("Worker").lower()
-        raise IllegalTransition(f"cannot {verb} a worker with status {worker.status}", status=str(worker.status))
+        raise IllegalTransition(
+            f"cannot {_VERB[type(command)]} a worker with status {worker.status}", status=str(worker.status)
+        )
     match command:
         case RegisterWorker():
             return [command.registration]
@@ -162,6 +163,17 @@ def decide_worker(command: WorkerCommand, worker: Worker) -> list[EventData]:
             if command.version != worker.version:
                 return []
             return [WorkerLost(evidence=command.evidence, running=list(command.running))]
+
+
+_VERB: dict[type[WorkerCommand], str] = {
+    RegisterWorker: "register",
+    PauseWorker: "pause",
+    ResumeWorker: "resume",
+    DrainWorker: "drain",
+    ChangeCapacity: "change the capacity of",
+    StopWorker: "stop",
+    LoseWorker: "call lost",
+}
 
 
 def evolve_worker(worker: Worker, event_id: str, at: datetime, data: EventData) -> Worker:

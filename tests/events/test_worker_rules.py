@@ -171,6 +171,24 @@ def test_an_event_of_another_kind_is_none_of_a_worker() -> None:
         evolve_worker(given(REGISTERED), "e2", NOW, SUBMITTED)
 
 
+@pytest.mark.parametrize(
+    ("command", "status", "why"),
+    [
+        (RegisterWorker(REGISTERED), WorkerStatus.ACTIVE, "cannot register a worker with status ACTIVE"),
+        (PauseWorker("ada"), WorkerStatus.DRAINING, "cannot pause a worker with status DRAINING"),
+        (ResumeWorker("ada"), WorkerStatus.DRAINING, "cannot resume a worker with status DRAINING"),
+        (DrainWorker("ada"), WorkerStatus.STOPPED, "cannot drain a worker with status STOPPED"),
+        (ChangeCapacity(2, "ada"), WorkerStatus.DRAINING, "cannot change the capacity of a worker with status DRAINING"),
+        (StopWorker("drained"), WorkerStatus.LOST, "cannot stop a worker with status LOST"),
+        (LoseWorker(1, "disconnected", ()), WorkerStatus.STOPPED, "cannot call lost a worker with status STOPPED"),
+    ],
+)
+def test_a_refusal_says_in_plain_words_what_cannot_be_done(command: WorkerCommand, status: WorkerStatus, why: str) -> None:
+    with pytest.raises(IllegalTransition) as refused:
+        decide_worker(command, STATES[status])
+    assert refused.value.detail == why
+
+
 COMMANDS: st.SearchStrategy[Any] = st.one_of(
     st.just(RegisterWorker(REGISTERED)),
     st.just(PauseWorker("ada")),
