@@ -75,6 +75,7 @@ async def register_worker(request: web.Request, query: RegisterQuery, body: Regi
     wanted = body or RegisterRequest()
     worker_id = wanted.worker_id or new_id()
     before = NO_WORKER if wanted.worker_id is None else await http_worker(api, worker_id)
+    _refuse_doubled_names(wanted.tasks)
     command = RegisterWorker(
         WorkerRegistered(
             hostname=query.hostname,
@@ -189,6 +190,15 @@ async def _command(request: web.Request, worker_id: str, command: WorkerCommand)
     handled = await handle_any(api.log, WORKERS, worker_id, command, source=SOURCE, trace=trace_of(request))
     api.freshness.note_write(version_key(WORKERS.name, worker_id), handled.state.version)
     return handled
+
+
+def _refuse_doubled_names(tasks: list[DeclaredTask]) -> None:
+    """A name stands for one declaration: of two, nobody could say which one a submission is checked against."""
+    names: set[str] = set()
+    for number, task in enumerate(tasks):
+        if task.name in names:
+            raise InvalidInput(f"/tasks/{number}/name", "is declared twice", found=task.name)
+        names.add(task.name)
 
 
 async def _refuse_taken_names(api: Api, tasks: list[DeclaredTask], pool: str) -> None:

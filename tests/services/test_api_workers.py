@@ -65,6 +65,14 @@ async def test_a_declaration_that_no_submission_could_be_checked_against_is_refu
     assert await backend.last_position() == position
 
 
+async def test_a_task_that_is_declared_twice_is_refused_by_name(backend: Backend) -> None:
+    position = await backend.last_position()
+    body = {"pool": "far", "tasks": [{"name": "one"}, {"name": "two"}, {"name": "one", "parameters": ["x"]}]}
+    status, refused = await backend.post("/workers", body, params={"hostname": "h"})
+    assert (status, refused["field"], refused["found"]) == (400, "/tasks/2/name", "one")
+    assert await backend.last_position() == position
+
+
 async def test_a_task_that_living_workers_run_is_not_taken_into_another_pool(backend: Backend) -> None:
     """Given ``echo``, which a process of the pool cpu runs, when a worker over HTTP declares it for the pool far, then it is
     refused while that pool has living workers: all that is submitted would wait for the newcomer, and for ever without him."""
