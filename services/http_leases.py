@@ -13,6 +13,7 @@ of workers that are lost. Every report is checked against the log: the attempt m
 | ... and the worker sends no heartbeat at all           | it is lost: the watch ends its attempts, which counts as a loss    |
 | the API dies between claim and acknowledgement         | the item comes again; whoever gets it finds it claimed or spent    |
 | the worker is paused, drained or lost while it waits   | looked at again before the claim: handed back                      |
+| its capacity is lowered while it waits                 | what is beyond it is handed back                                   |
 | a report comes twice (its answer was lost)             | the second is answered as the first where it is the last event     |
 | a report comes after the attempt was taken away        | refused, ``STALE_ATTEMPT``: nothing changes                        |
 | another worker reports an attempt that is not his      | refused, ``STALE_ATTEMPT``, even with the right attempt number     |
@@ -119,22 +120,37 @@ async def lease(
     """
     async with _turns.setdefault(worker_id, asyncio.Lock()):
         worker = await _living(api, worker_id)
-        room = min(most, worker.capacity - await _load(api, worker_id))
-        if worker.status is not WorkerStatus.ACTIVE or room <= 0:
-            return worker, []
-        deliveries = await _pull(api, worker, room, wait_s, gone)
-        if not deliveries:
-            return worker, []
-        try:
-            worker = await _living(api, worker_id)
-        except EventqError:
-            await _hand_back(api, deliveries)
-            raise
+        if (room := await _room(api, worker_id, worker, most)) > 0:
+            return await _take(api, worker_id, worker, room, wait_s, gone)
+        return worker, []
+
+
+async def _take(
+    api: Api, worker_id: str, worker: Worker, room: int, wait_s: float, gone: Callable[[], bool]
+) -> tuple[Worker, list[LeasedTask]]:
+    """Up to ``room`` tasks, once there are any; what the worker may not have any more by then is handed back."""
+    deliveries = await _pull(api, worker, room, wait_s, gone)
+    if not deliveries:
+        return worker, []
+    try:
+        capacity, worker = worker.capacity, await _living(api, worker_id)
         if gone() or worker.status is not WorkerStatus.ACTIVE:
-            await _hand_back(api, deliveries)
-            return worker, []
-        claimed = await asyncio.gather(*(_claim(api, worker_id, worker, delivery) for delivery in deliveries))
-        return worker, [task for task in claimed if task is not None]
+            room = 0
+        elif worker.capacity < capacity:
+            room = await _room(api, worker_id, worker, room)
+    except EventqError:
+        await _hand_back(api, deliveries)
+        raise
+    await _hand_back(api, deliveries[room:])
+    claimed = await asyncio.gather(*(_claim(api, worker_id, worker, delivery) for delivery in deliveries[:room]))
+    return worker, [task for task in claimed if task is not None]
+
+
+async def _room(api: Api, worker_id: str, worker: Worker, most: int) -> int:
+    """How much more it may take now, ``most`` at most."""
+    if worker.status is not WorkerStatus.ACTIVE:
+        return 0
+    return max(0, min(most, worker.capacity - await _load(api, worker_id)))
 
 
 async def _hand_back(api: Api, deliveries: list[Delivery]) -> None:

@@ -147,6 +147,36 @@ async def test_one_who_waits_while_it_is_paused_gets_nothing(backend: Backend, r
     assert (await other.lease_one())["task_id"] == task_id
 
 
+def looking(monkeypatch: pytest.MonkeyPatch, name: str) -> asyncio.Event:
+    """Set once a lease request has been answered by that function."""
+    looked, look = asyncio.Event(), getattr(http_leases, name)
+
+    async def noted(*given: Any) -> Any:
+        found = await look(*given)
+        looked.set()
+        return found
+
+    monkeypatch.setattr(http_leases, name, noted)
+    return looked
+
+
+async def test_what_came_for_one_whose_capacity_was_lowered_meanwhile_is_handed_back(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_leases, "GATHER_S", 1.0)
+    remote, other = await Remote.register(backend, capacity=5), await Remote.register(backend, capacity=4)
+    looked = looking(monkeypatch, "held_by")
+    leasing = asyncio.create_task(remote.lease(5, 15.0))
+    await looked.wait()
+    await handle_any(backend.log, WORKERS, remote.id, ChangeCapacity(1, "test"), source="test")
+    ids = [await submit(backend) for _ in range(5)]
+    leased = await leasing
+    assert len(leased) == 1
+    while len(leased) < 5:
+        leased += await other.lease(4, 10.0)
+    assert sorted(task["task_id"] for task in leased) == sorted(ids)
+
+
 async def test_what_came_for_one_who_was_called_lost_meanwhile_is_handed_back(
     backend: Backend, remote: Remote, monkeypatch: pytest.MonkeyPatch
 ) -> None:
