@@ -84,7 +84,8 @@ async def send_heartbeat(request: web.Request, path: WorkerPath, body: Heartbeat
 
 @routes.post("/workers/{worker_id}/lease", errors=COMMAND_ERRORS)
 async def lease_tasks(request: web.Request, path: WorkerPath, body: LeaseRequest | None) -> LeaseAnswer:
-    """Lease tasks of the worker's pool and queues, as many as it has room for; waits for the first up to `wait_seconds`."""
+    """Lease tasks of the worker's pool and queues, as many as it has room for; waits for the first up to `wait_seconds`, and as
+    long for room and for the end of a pause. A draining worker is answered at once, with nothing."""
     wanted = body or LeaseRequest()
 
     def gone() -> bool:

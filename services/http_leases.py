@@ -73,7 +73,8 @@ from eventq.workers.puller import Delivery, Puller
 log = structlog.get_logger("eventq.http_leases")
 
 LOOK_S = 0.5
-"""For so long the broker is asked even by whom does not want to wait, and so often it is looked whether the client is there."""
+"""For so long the broker is asked even by whom does not want to wait, and so often it is looked whether the client is there,
+and whether a worker that is full or paused may take something again."""
 
 GATHER_S = 0.02
 """After the first task, others of the same round are waited for."""
@@ -114,15 +115,21 @@ def source_of(worker_id: str) -> str:
 async def lease(
     api: Api, worker_id: str, *, most: int, wait_s: float, gone: Callable[[], bool]
 ) -> tuple[Worker, list[LeasedTask]]:
-    """Lease up to ``most`` tasks, waiting up to ``wait_s`` for the first. ``gone``: whether nobody waits for the answer.
+    """Lease up to ``most`` tasks, waiting up to ``wait_s`` for the first: for work, for room, for the end of a pause. ``gone``:
+    whether nobody waits for the answer.
 
     Raises ``WorkerNotFound``, and ``IllegalTransition`` for a worker that has stopped or was called lost.
     """
-    async with _turns.setdefault(worker_id, asyncio.Lock()):
-        worker = await _living(api, worker_id)
-        if (room := await _room(api, worker_id, worker, most)) > 0:
-            return await _take(api, worker_id, worker, room, wait_s, gone)
-        return worker, []
+    deadline = time.monotonic() + wait_s
+    while True:
+        async with _turns.setdefault(worker_id, asyncio.Lock()):
+            worker = await _living(api, worker_id)
+            if (room := await _room(api, worker_id, worker, most)) > 0:
+                return await _take(api, worker_id, worker, room, deadline - time.monotonic(), gone)
+        left_s = deadline - time.monotonic()
+        if left_s <= 0 or gone() or worker.status is WorkerStatus.DRAINING:
+            return worker, []
+        await asyncio.sleep(min(LOOK_S, left_s))
 
 
 async def _take(

@@ -188,7 +188,7 @@ class HeartbeatAnswer(Answer):
 
 
 class LeaseRequest(Closed):
-    """How many tasks at most, and how long to wait for the first."""
+    """How many tasks at most, and how long to wait for the first; a worker that is full or paused waits as well."""
 
     max: int = Field(default=1, ge=1, le=LEASE_MAX)
     wait_seconds: float = Field(default=0.0, ge=0, le=LEASE_WAIT_MAX_S)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +18,7 @@ from eventq.events.handle import handle, handle_any, read_state, read_task
 from eventq.events.presence import heartbeat_of
 from eventq.events.subjects import EVENTS, Route, work_consumer
 from eventq.events.task import Status, Task
-from eventq.events.worker import WORKERS, ChangeCapacity, DrainWorker, LoseWorker, PauseWorker, WorkerStatus
+from eventq.events.worker import WORKERS, ChangeCapacity, DrainWorker, LoseWorker, PauseWorker, ResumeWorker, WorkerStatus
 from eventq.services import http_leases, worker_watch
 from eventq.services.api import Api
 from eventq.services.api_worker_leases import stop_waiting
@@ -158,6 +159,52 @@ def looking(monkeypatch: pytest.MonkeyPatch, name: str) -> asyncio.Event:
 
     monkeypatch.setattr(http_leases, name, noted)
     return looked
+
+
+async def test_one_who_is_full_waits_for_room(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    remote = await Remote.register(backend, capacity=1)
+    for _ in range(2):
+        await submit(backend)
+    task = await remote.lease_one()
+    looked = looking(monkeypatch, "held_by")
+    leasing = asyncio.create_task(remote.lease(1, 20.0))
+    await looked.wait()
+    async with asyncio.timeout(10):
+        assert await remote.lease(1) == [], "who does not want to wait is not held up by who does"
+    await remote.report("complete", task)
+    assert len(await leasing) == 1
+
+
+async def test_one_who_is_paused_waits_until_it_is_resumed(
+    backend: Backend, remote: Remote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task_id = await submit(backend)
+    await handle_any(backend.log, WORKERS, remote.id, PauseWorker("test"), source="test")
+    looked = looking(monkeypatch, "http_worker")
+    leasing = asyncio.create_task(remote.lease(1, 20.0))
+    await looked.wait()
+    await handle_any(backend.log, WORKERS, remote.id, ResumeWorker("test"), source="test")
+    assert [task["task_id"] for task in await leasing] == [task_id]
+
+
+async def test_one_who_waits_for_the_end_of_a_pause_in_vain_is_answered_in_time(backend: Backend, remote: Remote) -> None:
+    await handle_any(backend.log, WORKERS, remote.id, PauseWorker("test"), source="test")
+    began = time.monotonic()
+    assert await remote.lease(1, 1.2) == []
+    assert 1.2 <= time.monotonic() - began < 10
+
+
+async def test_one_who_waits_while_it_is_drained_is_answered_at_once(
+    backend: Backend, remote: Remote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await handle_any(backend.log, WORKERS, remote.id, PauseWorker("test"), source="test")
+    looked = looking(monkeypatch, "http_worker")
+    leasing = asyncio.create_task(backend.post(f"/workers/{remote.id}/lease", {"wait_seconds": 30.0}))
+    await looked.wait()
+    await handle_any(backend.log, WORKERS, remote.id, DrainWorker("test"), source="test")
+    async with asyncio.timeout(10):
+        _, answer = await leasing
+    assert (answer["status"], answer["tasks"]) == ("DRAINING", [])
 
 
 async def test_what_came_for_one_whose_capacity_was_lowered_meanwhile_is_handed_back(
