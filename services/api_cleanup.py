@@ -38,8 +38,9 @@ async def erase_task(request: web.Request, path: TaskPath, body: ReasonRequest |
     """Destroy all that a finished task carried.
 
     Arguments, result, errors, metadata, tags, reasons, progress and files are overwritten in the log, deleted from the blob
-    store and dropped from every projection, for good. What is left says that the task was, when, and how it ended. Refused
-    with 409 while it is not finished.
+    store and dropped from every projection, for good. What is left says that the task was, when, and how it ended. Arguments
+    that a workflow or a schedule gave it stay in the definition of that one: the answer says so. Refused with 409 while it is
+    not finished.
     """
     api = api_of(request)
     reason = None if body is None else body.reason
@@ -50,7 +51,10 @@ async def erase_task(request: web.Request, path: TaskPath, body: ReasonRequest |
 
     handled = await erase(api.log, api.blobs, path.task_id, requester(request), reason, in_use, trace_of(request))
     api.freshness.note_write(path.task_id, handled.state.version)
-    return _reply(path.task_id, handled.state, "Task erased")
+    row = await api.queries.get_task(path.task_id)
+    givers = [] if row is None else [("workflow", row.workflow_id), ("schedule", row.schedule_id)]
+    kept = "".join(f"; the {kind} {giver} keeps the arguments that it gave it" for kind, giver in givers if giver)
+    return _reply(path.task_id, handled.state, f"Task erased{kept}")
 
 
 def _reply(task_id: str, task: Task, message: str) -> Reply[ControlAnswer]:

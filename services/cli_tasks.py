@@ -124,6 +124,8 @@ def fetch_result(
             if task.status != "COMPLETED":
                 hint = f"see `eventq task show {task_id}`"
                 raise Conflict(f"the task has no result: it is {task.status}", task_id=task_id, hint=hint)
+            if task.cleaned or task.erased:
+                raise Conflict(f"the task's result was {'erased' if task.erased else 'given up'}", task_id=task_id)
             if task.output is None:
                 _put(target, orjson.dumps(task.result) + b"\n")
             elif target is not None:

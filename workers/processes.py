@@ -62,6 +62,8 @@ class Child:
         self._writer = writer
         self._job = 0
         self._fit = True
+        self._doomed = False
+        """It is being killed, whatever it still says."""
         self._answering: set[asyncio.Task[None]] = set()
         self._ending = asyncio.Lock()
         """Who terminates it has his time before it is killed."""
@@ -118,7 +120,7 @@ class Child:
     @property
     def fit(self) -> bool:
         """Whether it may run another function: it lives, and the last one left nothing behind that could meddle."""
-        return self.alive and self._fit
+        return self.alive and self._fit and not self._doomed
 
     async def run(self, job: dict[str, Any], on_report: OnReport, on_spawn: OnSpawn) -> Outcome:
         """Run one function to its end; progress and log lines go to ``on_report`` as they come, tasks that it wants to spawn
@@ -202,7 +204,7 @@ class Child:
 
     async def kill(self) -> None:
         """SIGKILL to all of its processes, also to what left its group or outlived it: the keeper does it."""
-        self._fit = False
+        self._doomed = True
         async with self._ending:
             if self.alive:
                 with suppress(ProcessLookupError):

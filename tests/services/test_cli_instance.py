@@ -129,6 +129,10 @@ def test_a_result_of_any_size_is_fetched(up: Up) -> None:
         assert json.loads((up.folder / "result.json").read_text()) == json.loads(value)
     assert f"eventq task result {task_id}" in up("task", "show", task_id).stdout
     assert up("task", "result", task_id, "-o", "no/such/folder/x").code == ExitCode.USAGE
+    assert up("task", "delete", task_id).code == ExitCode.DONE
+    gone = up("task", "result", task_id)
+    assert (gone.code, gone.stdout) == (ExitCode.CONFLICT, "")
+    assert "given up" in gone.stderr
 
 
 def test_a_missing_file_is_not_found(up: Up) -> None:

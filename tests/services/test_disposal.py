@@ -214,10 +214,25 @@ async def test_a_schedule_keeps_its_arguments_when_one_of_its_tasks_is_erased(ba
     assert (await backend.post("/schedules", schedule))[0] == 201
     made = await backend.submit(task_kwargs=large)
     await backend.complete(made["task_id"])
-    await backend.post(f"/tasks/{made['task_id']}/erase")
+    _, answer = await backend.post(f"/tasks/{made['task_id']}/erase")
+    assert answer["message"] == "Task erased"
     later = await read_state(backend.log, SCHEDULES, "nightly", fresh=True)
     assert later.required_spec.task.input is not None
     assert await backend.api.blobs.get_async(later.required_spec.task.input)
+
+
+async def test_the_answer_to_an_erasure_names_the_schedule_that_keeps_the_arguments(backend: Backend) -> None:
+    schedule = {
+        "schedule_id": "nightly",
+        "cron": "0 0 * * *",
+        "task_name": "resize",
+        "task_kwargs": {"width": 1, "name": SECRET},
+    }
+    assert (await backend.post("/schedules", schedule))[0] == 201
+    _, made = await backend.post("/schedules/nightly/trigger")
+    await backend.complete(made["task_id"])
+    _, answer = await backend.post(f"/tasks/{made['task_id']}/erase")
+    assert answer["message"] == "Task erased; the schedule nightly keeps the arguments that it gave it"
 
 
 async def test_two_that_share_their_arguments_and_are_erased_at_once_leave_none(backend: Backend, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from eventq.events.report import Progress
 from eventq.workers.config import Isolation
 from eventq.workers.context import Report, SpawnRequest
 from eventq.workers.devices import CPU
-from eventq.workers.frames import pack
+from eventq.workers.frames import pack, read_frame
 from eventq.workers.keeper import GIVE_UP_S
 from eventq.workers.outcome import Outcome, Raised, Returned, Stopped
 from eventq.workers.process_tree import descendants
@@ -309,6 +309,26 @@ async def test_a_child_whose_function_was_abandoned_is_not_given_to_the_next(poo
     await asyncio.wait((running,))
     assert not child.alive
     pool.give_back(child)
+
+
+async def test_a_child_that_answers_while_it_is_being_killed_is_not_given_to_the_next(
+    pool: ChildPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child = await pool.take()
+    await pid_of(child)
+    killing: list[asyncio.Task[None]] = []
+
+    async def read_and_kill(reader: asyncio.StreamReader) -> dict[str, Any]:
+        message = await read_frame(reader)
+        killing.append(asyncio.create_task(child.kill()))
+        await asyncio.sleep(0)
+        return message
+
+    monkeypatch.setattr("eventq.workers.processes.read_frame", read_and_kill)
+    assert isinstance(await run(child, "chaos.pid"), Returned)
+    assert child.alive
+    assert not child.fit
+    await asyncio.gather(*killing)
 
 
 async def test_tasks_that_cannot_be_loaded_are_named(tmp_path: Path) -> None:
