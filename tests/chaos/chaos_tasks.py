@@ -98,6 +98,15 @@ async def gate(context: Context, path: str) -> dict[str, Any]:
     return done(context)
 
 
+@task(name="chaos.gates", retry=AT_ONCE)
+async def gates(context: Context, path: str) -> dict[str, Any]:
+    """Each attempt waits at a gate of its own: the path with the attempt's number."""
+    with witnessed(context):
+        while not opened(f"{path}{context.attempt}"):
+            await asyncio.sleep(POLL_S)
+    return done(context)
+
+
 @task(name="chaos.gate_plain", retry=AT_ONCE)
 def gate_plain(context: Context, path: str) -> dict[str, Any]:
     """As ``chaos.gate``, in a child process, and deaf to requests to stop."""

@@ -12,10 +12,14 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
+from eventq.events import handle as handle_module
 from eventq.events import log as log_module
+from eventq.events.data import EventData
 from eventq.events.subjects import Route
+from eventq.events.task import TASKS, Task, decide
 from eventq.services import processes
 from eventq.services.logs import configure_logs
 from eventq.services.settings import load_settings
@@ -63,6 +67,15 @@ def start_afterwards() -> None:
     setattr(Attempt, "_report", claim_and_report)  # noqa: B010
 
 
+def mind_the_status_alone() -> None:
+    """Whoever reports of a running task is taken to have it in hand, whichever attempt the report names."""
+
+    def unfenced(command: Any, task: Task) -> list[EventData]:
+        return decide(replace(command, attempt=task.attempt) if hasattr(command, "attempt") else command, task)
+
+    setattr(handle_module, "TASKS", replace(TASKS, decide=unfenced))  # noqa: B010
+
+
 def urgent_first() -> None:
     """Free slots go to the most urgent work, always."""
 
@@ -77,7 +90,10 @@ def _method(name: str) -> Callable[..., Any]:
     return found
 
 
-BUGS = {function.__name__: function for function in (publish_without_check, acknowledge_first, start_afterwards, urgent_first)}
+BUGS = {
+    function.__name__: function
+    for function in (publish_without_check, acknowledge_first, start_afterwards, mind_the_status_alone, urgent_first)
+}
 
 
 def main(role: str) -> int:

@@ -78,6 +78,33 @@ async def test_a_result_that_comes_after_the_lease_was_taken_over_is_rejected(si
     await control.check()
 
 
+async def report_to_the_next_attempt(site: Site, control: Control, *, bug: str = "") -> tuple[Process, str]:
+    """A worker comes with its result of attempt 1 while attempt 2 runs elsewhere, held at a gate. That worker, and the task."""
+    site.gate("gate1").touch()
+    slow = await site.started("worker", bug=bug, failpoints="attempt.before_outcome=stop")
+    task_id = await control.submit("chaos.gates", str(site.gate()))
+    await eventually(lambda: slow.paused, timeout=60, what="the worker stands still with its result in hand")
+    await site.workers(1)
+    await control.until_entered(task_id, attempt=2)
+    slow.resume()
+    return slow, task_id
+
+
+async def test_a_late_result_does_not_end_the_attempt_that_runs_now(site: Site, control: Control) -> None:
+    slow, task_id = await report_to_the_next_attempt(site, control)
+
+    def answered() -> object:
+        return slow.logged("attempt.stale_result_rejected") or control.status(task_id) is not Status.RUNNING
+
+    await control.until(answered, "the late result is rejected, or ends the task")
+    assert control.status(task_id) is Status.RUNNING, "the late result ended it, or its status alone would have rejected it"
+    site.gate("gate2").touch()
+    data = (await control.ended(task_id)).data
+    assert isinstance(data, Completed)
+    assert data.result == {"attempt": 2}
+    await control.check()
+
+
 @pytest.mark.parametrize("kind", ["chaos.gate", "chaos.gate_plain"])
 async def test_a_worker_that_stood_still_in_user_code_never_overwrites_the_result(
     site: Site, control: Control, kind: str
@@ -125,6 +152,16 @@ async def test_the_checker_finds_results_published_without_the_version_check(sit
     assert "versions are not contiguous" in found
     assert "more than one terminal event" in found
     assert "while the attempt is held by None" in found
+
+
+async def test_the_checker_finds_a_late_result_that_ends_the_attempt_that_runs_now(site: Site, control: Control) -> None:
+    _, task_id = await report_to_the_next_attempt(site, control, bug="mind_the_status_alone")
+    data = (await control.ended(task_id)).data
+    assert isinstance(data, Completed)
+    assert data.result == {"attempt": 1}
+    with pytest.raises(AssertionError, match=r"completed at version 5 by worker\.\S+, while the attempt is held by") as found:
+        await control.check()
+    assert "completed by attempt 2, whose code never returned" in str(found.value)
 
 
 async def test_the_checker_finds_work_acknowledged_before_its_outcome_was_stored(site: Site, control: Control) -> None:
