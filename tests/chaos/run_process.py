@@ -7,6 +7,7 @@ the checker must find. Each bug is one that a reasonable implementation could ha
 from __future__ import annotations
 
 import asyncio
+import copy
 import functools
 import os
 import sys
@@ -14,14 +15,23 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
+from uuid import uuid4
+
+from nats.aio.msg import Msg
 
 from eventq.events import handle as handle_module
 from eventq.events import log as log_module
+from eventq.events import workflow as workflow_module
 from eventq.events.data import EventData
+from eventq.events.ids import new_id
 from eventq.events.subjects import Route
+from eventq.events.submitter import Submitter
 from eventq.events.task import TASKS, Task, decide
 from eventq.services import processes
+from eventq.services.gate import Gate
 from eventq.services.logs import configure_logs
+from eventq.services.promoter import Promoter
+from eventq.services.reconciler import Reconciler
 from eventq.services.settings import load_settings
 from eventq.workers import config as config_module
 from eventq.workers import puller as puller_module
@@ -85,15 +95,58 @@ def urgent_first() -> None:
     setattr(puller_module, "deal", deal)  # noqa: B010
 
 
+def acknowledge_hints_first() -> None:
+    """A timer's hint is acknowledged before its event is appended, and nobody looks for what is overdue."""
+    settle: Callable[..., Any] = getattr(Promoter, "_settle")  # noqa: B009
+
+    async def acknowledge_and_settle(promoter: Promoter, message: Msg) -> None:
+        await copy.copy(message).ack_sync()  # the copy: this one may be acknowledged once more
+        await settle(promoter, message)
+
+    async def find_nothing(_: Reconciler) -> int:
+        return 0
+
+    setattr(Promoter, "_settle", acknowledge_and_settle)  # noqa: B010
+    setattr(Reconciler, "sweep", find_nothing)  # noqa: B010
+
+
+def draw_ids_of_tasks() -> None:
+    """What a tick decided is made under ids that are drawn when it is made."""
+    submit = Submitter.submit
+
+    async def submit_under_another(submitter: Submitter, _: str, *args: Any, **options: Any) -> Any:
+        return await submit(submitter, new_id(), *args, **options)
+
+    setattr(Submitter, "submit", submit_under_another)  # noqa: B010
+
+
+def derive_ids_from_a_secret() -> None:
+    """The ids of a workflow's tasks follow from its steps and from something that only this process knows."""
+    setattr(workflow_module, "_IDS", uuid4())  # noqa: B010
+
+
+def leave_admitted_tasks_to_their_gate() -> None:
+    """A gate makes ready what it admitted itself, and nothing that another had admitted."""
+
+    async def complete_nothing(*_: object) -> None:
+        return
+
+    setattr(Gate, "_complete", complete_nothing)  # noqa: B010
+
+
 def _method(name: str) -> Callable[..., Any]:
     found: Callable[..., Any] = getattr(Attempt, name)
     return found
 
 
-BUGS = {
-    function.__name__: function
-    for function in (publish_without_check, acknowledge_first, start_afterwards, mind_the_status_alone, urgent_first)
-}
+IN_WORKERS = (publish_without_check, acknowledge_first, start_afterwards, mind_the_status_alone, urgent_first)
+IN_SCHEDULERS = (
+    acknowledge_hints_first,
+    draw_ids_of_tasks,
+    derive_ids_from_a_secret,
+    leave_admitted_tasks_to_their_gate,
+)
+BUGS = {bug.__name__: bug for bug in (*IN_WORKERS, *IN_SCHEDULERS)}
 
 
 def main(role: str) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -12,6 +14,8 @@ from eventq.events.queue import QUEUES, ConfigureQueue, PauseQueue, ResumeQueue
 from eventq.events.queue_events import QueueAdmitted, QueueLimits
 from eventq.events.subjects import EVENTS, work_consumer
 from eventq.events.task import Status
+from eventq.services.gate import OWED_PATIENCE_S
+from tests.chaos.checker import violations
 from tests.chaos.site import ROUTE, Control, Site
 from tests.chaos.test_kill_api import client_of
 from tests.services.gates import history_of, most_holders
@@ -41,6 +45,20 @@ async def test_a_gate_killed_while_it_admits_loses_no_task_and_no_slot(site: Sit
     admitted = [task.task_id for event in history if isinstance(event.data, QueueAdmitted) for task in event.data.tasks]
     assert sorted(admitted) == sorted(task_ids), "each was admitted once"
     await control.check()
+
+
+async def test_the_checker_finds_gates_that_complete_only_what_they_admitted_themselves(site: Site, control: Control) -> None:
+    """The negative control."""
+    bug = "leave_admitted_tasks_to_their_gate"
+    await limit(control, max_running=3)
+    doomed = await site.started("scheduler", bug=bug, failpoints="gate.after_admitted=kill")
+    lost = await control.submit("chaos.quick", gated=True)
+    assert doomed.wait() == -signal.SIGKILL
+    await asyncio.gather(site.workers(1), site.started("scheduler", bug=bug))
+    patient_until = datetime.now(UTC) + timedelta(seconds=2 * OWED_PATIENCE_S)
+    while (await control.run("chaos.quick", gated=True)).time < patient_until:
+        continue  # each of them makes the gate look at its queue again
+    assert violations(await control.history()) == [f"task {lost}: never came to its end: ['submitted']"]
 
 
 async def test_a_worker_gets_nothing_of_a_paused_queue_and_all_of_it_once_resumed(site: Site, control: Control) -> None:

@@ -12,6 +12,7 @@ from eventq.events.subjects import TIMERS, due_subject
 from eventq.events.task import Status
 from eventq.events.task_events import TimedOut
 from eventq.events.timers import START_BY, Hint
+from tests.chaos.checker import violations
 from tests.chaos.site import Control, Site
 from tests.support.poll import eventually
 
@@ -105,3 +106,28 @@ async def both_fired(control: Control) -> bool:
     """Whether the timers of its time and of its wait have become hints."""
     fired = await control.broker.js.stream_info(TIMERS, subjects_filter="due.>")
     return sum((fired.state.subjects or {}).values()) == 2
+
+
+# Negative control: the same trial, with a bug planted, must be found out.
+
+
+@pytest.mark.parametrize(
+    ("step", "wait_s"), [("promote.before_append", 0.3), ("expire.before_append", None)], ids=["promote", "expire"]
+)
+async def test_the_checker_finds_hints_acknowledged_before_their_events_were_stored(
+    site: Site, control: Control, step: str, wait_s: float | None
+) -> None:
+    bug = "acknowledge_hints_first"
+    doomed = await site.started("scheduler", bug=bug, failpoints=f"{step}=kill")
+    lost = await submit_for_nobody(control, wait_s)
+    assert doomed.wait() == -signal.SIGKILL
+    await site.started("scheduler", bug=bug)
+    await control.until_ended(await submit_for_nobody(control, wait_s))
+    await eventually(lambda: spent(control, before=0), timeout=60, what="no timer is left that could wake it")
+    assert violations(await control.history()) == [f"task {lost}: never came to its end: ['submitted']"]
+
+
+async def submit_for_nobody(control: Control, wait_s: float | None) -> str:
+    """A task that is given up, once it is due, since there is no worker."""
+    at = None if wait_s is None else datetime.now(UTC) + timedelta(seconds=wait_s)
+    return await control.submit("chaos.quick", scheduled_at=at, queue_timeout_s=0.2)

@@ -91,3 +91,22 @@ async def test_three_schedulers_beside_each_other_make_what_one_makes(site: Site
     await eventually(complete, timeout=PATIENCE_S, what="three tasks for each of ten schedules")
     await log.close()
     await broker.close()
+
+
+async def test_a_scheduler_that_draws_the_ids_of_tasks_doubles_what_a_killed_one_had_made(site: Site) -> None:
+    """The negative control."""
+    broker, log = await opened(site)
+    now = datetime.now(UTC).replace(second=0, microsecond=0)
+    doomed = await site.started("scheduler", bug="draw_ids_of_tasks", failpoints="schedule.after_submit=kill@2")
+    await create(log, "s", now - 4 * MINUTE, now - MINUTE)
+    assert doomed.wait() == -signal.SIGKILL
+    assert len(await made(log)) == 2
+    await site.started("scheduler", bug="draw_ids_of_tasks")
+    await set_timer(log.timers, tick_hint("s"), now)  # the hint comes again at once
+
+    async def made_again() -> bool:
+        return len(await made(log)) >= 2 + 4
+
+    await eventually(made_again, timeout=PATIENCE_S, what="all four tasks are made once more")
+    await log.close()
+    await broker.close()

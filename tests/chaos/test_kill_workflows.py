@@ -89,3 +89,18 @@ async def test_three_schedulers_of_which_one_is_killed_make_what_one_makes(site:
     assert await made(broker) == {f"{workflow_id} {each.name}": 1 for workflow_id in ids for each in NODES}
     await log.close()
     await broker.close()
+
+
+async def test_a_scheduler_that_derives_ids_from_a_secret_doubles_what_a_killed_one_had_made(site: Site) -> None:
+    """The negative control."""
+    broker, log = await opened(site)
+    doomed = await site.started("scheduler", bug="derive_ids_from_a_secret", failpoints="workflow.after_submit=kill")
+    workflow_id = await create(log)
+    assert doomed.wait() == -signal.SIGKILL
+    assert await made(broker) == {f"{workflow_id} a": 1}
+    await site.workers(1)
+    await site.started("scheduler", bug="derive_ids_from_a_secret")
+    await completed(log, workflow_id)
+    assert await made(broker) == {f"{workflow_id} {each.name}": 2 if each.name == "a" else 1 for each in NODES}
+    await log.close()
+    await broker.close()

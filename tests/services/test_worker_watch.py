@@ -43,7 +43,7 @@ from eventq.events.worker_events import WorkerRegistered
 from eventq.services import worker_watch as module
 from eventq.services.embedded import EmbeddedBroker
 from eventq.services.follower import Follower
-from eventq.services.worker_watch import WorkerWatch
+from eventq.services.worker_watch import SOURCE, WorkerWatch
 from tests.chaos.process import Process
 from tests.chaos.site import ROUTE, Control, Site
 from tests.support.nats import NatsServer
@@ -304,6 +304,7 @@ async def test_a_scheduler_that_dies_having_called_a_worker_lost_is_made_up_for_
                 assert control.types(task_id) == ["submitted", "started"]
                 await site.started("scheduler", nats_system_url=url)
                 await control.until(lambda: queued_reasons(control, task_id) == ["worker_lost"], "the task is ready again")
+                assert control.events(task_id)[-1].source == SOURCE, "or else the reconciler has found it, seconds later"
         finally:
             site.close()
 
