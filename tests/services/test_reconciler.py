@@ -351,17 +351,36 @@ async def test_workers_have_time_to_say_that_they_live_when_a_reconciler_begins(
         assert control.status(task_id) is Status.RUNNING
 
 
-async def test_work_is_not_taken_from_a_worker_because_this_clock_is_ahead(
-    control: Control, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A task that has just been started stands in no heartbeat yet."""
+@pytest.fixture
+def an_hour_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This host's clock; and a reconciler judges as soon as it begins."""
     monkeypatch.setattr(module, "OUTAGE_GRACE_S", 0.0)
     right = time.time
     monkeypatch.setattr(time, "time", lambda: right() + 3600)
+
+
+@pytest.mark.usefixtures("an_hour_ahead")
+async def test_work_is_not_taken_from_a_worker_because_this_clock_is_ahead(control: Control) -> None:
+    """A task that has just been started stands in no heartbeat yet."""
     async with running(control):
         task_id = await running_at(control, "busy")
         await swept(control)
         assert control.status(task_id) is Status.RUNNING
+
+
+@pytest.mark.usefixtures("an_hour_ahead")
+async def test_a_reconciler_that_goes_by_its_own_clock_takes_work_from_a_worker(
+    control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The negative control."""
+
+    async def own_clock() -> datetime:
+        return datetime.fromtimestamp(time.time(), UTC)
+
+    monkeypatch.setattr(control.broker, "time", own_clock)
+    async with running(control):
+        task_id = await running_at(control, "busy")
+        await control.until(lambda: "worker_lost" in reasons(control, task_id), "its attempt is ended")
 
 
 async def test_what_is_overdue_is_so_by_the_brokers_clock(control: Control, monkeypatch: pytest.MonkeyPatch) -> None:

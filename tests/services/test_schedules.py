@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -149,13 +150,32 @@ async def test_many_schedulers_at_once_make_one_task_for_each_due_time(bed: Bed)
     assert sum(maker.ticked for maker in makers) == 3
 
 
-async def test_a_clock_that_is_set_an_hour_forward_and_back_doubles_and_loses_nothing(bed: Bed) -> None:
+async def tick_while_the_clock_is_set(bed: Bed, ticks: TickMaker) -> None:
+    """An hour forward, and back, and forward by and by, and back."""
     await bed.create(catch_up="all")
-    ticks = bed.ticks()
     for at in (NOON, NOON + HOUR, NOON + MINUTE, NOON + 30 * MINUTE, NOON + HOUR, NOON + HOUR + MINUTE, NOON - HOUR):
         bed.clock.now = at
         assert await ticks.tick(tick_hint("s"))
+
+
+async def test_a_clock_that_is_set_an_hour_forward_and_back_doubles_and_loses_nothing(bed: Bed) -> None:
+    await tick_while_the_clock_is_set(bed, bed.ticks())
     assert await bed.tasks() == await bed.recorded() == ids(*range(62))
+
+
+class ByTheClock(TickMaker):
+    """Deals with the minute that its clock shows, whatever the schedule waits for."""
+
+    async def _decide(self, schedule_id: str, schedule: Schedule) -> bool:
+        return await super()._decide(schedule_id, schedule.model_copy(update={"next_at": await self._now()}))
+
+
+async def test_a_ticker_that_goes_by_its_clock_alone_loses_and_doubles_ticks_when_that_is_set(bed: Bed) -> None:
+    """The negative control."""
+    await tick_while_the_clock_is_set(bed, ByTheClock(bed.log, Submitter(bed.log, source="test"), source="test", now=bed.clock))
+    recorded = Counter(await bed.recorded())
+    assert not set(ids(*range(62))) <= set(recorded), "some are lost"
+    assert recorded[ids(60)[0]] == 2, "and some decided twice"
 
 
 async def test_nothing_is_made_while_the_task_before_is_unfinished_if_the_schedule_says_so(bed: Bed) -> None:
