@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -175,12 +176,27 @@ async def test_two_coordinators_make_every_task_once(site: Site) -> None:
     )
 
 
-async def test_a_task_under_an_id_of_its_own_is_made_twice_by_two(site: Site) -> None:
-    """The negative control: without the derived id the judge of these tests sees two tasks of one node."""
-    node = ECHO.model_copy(update={"workflow_id": "w", "node": "a"})
-    for task_id in ("by-one", "by-other"):
-        await site.backend.api.submitter.submit(task_id, node)
-    assert await site.made() == {"w a": 2}
+async def test_two_coordinators_that_derive_ids_each_from_its_own_secret_make_a_task_twice(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The negative control: each of them by itself would make every task once."""
+    secret: ContextVar[str] = ContextVar("secret")  # of the coordinator that was begun with it
+
+    def derived(workflow_id: str, node: str, run: int, *, compensation: bool = False) -> str:
+        return node_task_id(f"{secret.get()} {workflow_id}", node, run, compensation=compensation)
+
+    monkeypatch.setattr("eventq.events.workflow_run.node_task_id", derived)
+    monkeypatch.setattr("eventq.services.coordinator.HELP_AFTER_S", 0.0)
+    secret.set("one")
+    async with site.coordinator():
+        secret.set("other")
+        async with site.coordinator():
+            workflow_id = await site.submit(step("a"))
+
+            async def made_twice() -> bool:
+                return await site.made() == {f"{workflow_id} a": 2}
+
+            await eventually(made_twice, timeout=20, what="each of them makes it")
 
 
 async def test_a_coordinator_that_starts_late_goes_on_where_the_log_ends(site: Site) -> None:
