@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from eventq.events.data import EventData
+from eventq.events.task import ABSENT, Task, evolve
+from eventq.events.task_events import Submitted
 from tests.support.poll import eventually
 
 ROOT = Path(__file__).parents[1]
@@ -110,6 +115,36 @@ def test_the_two_commands_stand_in_the_readme_once() -> None:
 def test_the_lifecycle_page_is_drawn_from_the_rules() -> None:
     done = subprocess.run([sys.executable, "-P", "docs/draw_lifecycle.py", "--check"], cwd=ROOT, timeout=60)
     assert done.returncode == 0, "run: python docs/draw_lifecycle.py"
+
+
+def test_the_lifecycle_page_shows_all_that_can_happen_and_nothing_else() -> None:
+    """Every task that the rules can lead to is asked, not only the situations that the drawing names."""
+    drawing = runpy.run_path(str(ROOT / "docs" / "draw_lifecycle.py"))
+    now: datetime = drawing["NOW"]
+    options: list[dict[str, Any]] = [{}, {"gated": True}, {"queue_timeout_s": 60.0}]
+    times = (None, now + timedelta(hours=1))
+    beginnings = [Submitted(**FIELDS, **given, scheduled_at=time) for given in options for time in times]
+    todo, seen = [ABSENT, *(evolved(ABSENT, now, data) for data in beginnings)], set[Task]()
+    found: set[tuple[str, ...]] = set()
+    while todo:
+        task = todo.pop()
+        if task in seen:
+            continue
+        seen.add(task)
+        for who, does, data in drawing["moves"](task):
+            after = evolved(task, now, data)
+            found.add((str(task.status), str(after.status), who, does, type(data).__name__))
+            todo.append(after)
+    assert found == {key[:5] for key in drawing["arrows"]()}
+
+
+FIELDS: dict[str, Any] = {"task_name": "t", "pool": "cpu", "queue": "default", "priority": 5, "max_retries": 1}
+
+
+def evolved(task: Task, at: datetime, data: EventData) -> Task:
+    """The task after its next event, with the numbers that the commands of the drawing name: there are few different ones."""
+    after = evolve(task, "e", at, data)
+    return after._replace(version=1, spec=1, ready=min(after.ready, 1), attempt=min(after.attempt, 1), lost=())
 
 
 def test_links_between_documents_lead_somewhere() -> None:
