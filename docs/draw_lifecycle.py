@@ -78,6 +78,7 @@ WHO: list[tuple[Command, str, str]] = [
     (ResumeTask("someone", NOW), "a client", "resumes"),
     (CancelTask("someone"), CANCELLER, "cancels"),
     (ConfirmCancel(1), "its worker", "has stopped it as asked"),
+    (ConfirmCancel(1, ("asked", "revoked")), WATCH_OF_HTTP, "takes it away, since its worker does not stop it"),
     (CleanTask("someone", "requested"), "a client, or the scheduler when the result has had its time", "gives up the result"),
     (EraseTask("someone", None, ()), "a client", "erases"),
 ]
