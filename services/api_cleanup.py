@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Any
 
 from aiohttp import web
 
+from eventq.events.envelope import Event
 from eventq.events.task import Task
+from eventq.events.task_events import Erased
 from eventq.services.answers import ControlAnswer
 from eventq.services.api import api_of, requester, trace_of
 from eventq.services.disposal import clean, erase
@@ -51,10 +54,20 @@ async def erase_task(request: web.Request, path: TaskPath, body: ReasonRequest |
 
     handled = await erase(api.log, api.blobs, path.task_id, requester(request), reason, in_use, trace_of(request))
     api.freshness.note_write(path.task_id, handled.state.version)
-    row = await api.queries.get_task(path.task_id)
-    givers = [] if row is None else [("workflow", row.workflow_id), ("schedule", row.schedule_id)]
-    kept = "".join(f"; the {kind} {giver} keeps the arguments that it gave it" for kind, giver in givers if giver)
-    return _reply(path.task_id, handled.state, f"Task erased{kept}")
+    return _reply(path.task_id, handled.state, f"Task erased{_kept_elsewhere(handled.event)}")
+
+
+def _kept_elsewhere(event: Event | None) -> str:
+    """Who keeps the arguments that were erased."""
+    if event is None or not isinstance(event.data, Erased):
+        return ""
+    kept = ""
+    for left in event.data.events:
+        submitted: Any = left.event["data"]
+        for kind in ("workflow", "schedule") if left.event["version"] == 1 else ():
+            if (giver := submitted.get(f"{kind}_id")) is not None:
+                kept += f"; the {kind} {giver} keeps the arguments that it gave it"
+    return kept
 
 
 def _reply(task_id: str, task: Task, message: str) -> Reply[ControlAnswer]:

@@ -186,7 +186,8 @@ def test_an_address_that_is_no_url_is_refused_as_that(tmp_path: Path, text: str)
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("Complete", "did you mean completed"), ("nonsense", "known: admitted, advanced, approved, cancel")]
+    ("name", "said"),
+    [("Complete", "did you mean completed"), ("nonsense", "known: admitted, advanced, answered, approved, cancel")],
 )
 def test_an_event_of_no_known_type_is_refused_with_the_near_ones(tmp_path: Path, name: str, said: str) -> None:
     done = eventq("events", "tail", "--type", "failed", "--type", name, "--no-follow", "--json", cwd=tmp_path)
