@@ -45,8 +45,10 @@ async def handle_any(
     trace: Trace = NO_TRACE,
     state: S | None = None,
     anew: bool = True,
+    at: datetime | None = None,
 ) -> Handled[S]:
-    """Carry out ``command`` or raise what the kind's rules say. ``state``: where the caller just read it.
+    """Carry out ``command`` or raise what the kind's rules say. ``state``: where the caller just read it; ``at``: the event's
+    time, aware UTC, by default this host's.
 
     A stale view does no harm. What is decided on it is written on the condition that nothing came after it; and that it
     refuses, or finds fulfilled, is believed only of what the log's leader says. Not ``anew``: the command is meant for this
@@ -65,7 +67,8 @@ async def handle_any(
         if not decided and (newest or not anew):
             return Handled(known, None, None)
         if decided:
-            event, after = next_event(kind, aggregate_id, known, decided[0], source=source, at=datetime.now(UTC), trace=trace)
+            written_at = at or datetime.now(UTC)
+            event, after = next_event(kind, aggregate_id, known, decided[0], source=source, at=written_at, trace=trace)
             try:
                 return Handled(after, event, await log.append(event))
             except VersionConflict:

@@ -26,6 +26,7 @@ from eventq.events.errors import (
     BlobDamaged,
     IllegalTransition,
     LogDamaged,
+    LogUnavailable,
     NotFound,
     TaskErased,
     TaskNotFound,
@@ -41,6 +42,7 @@ from eventq.events.workflow import DEADLINE, WORKFLOWS, AdvanceWorkflow
 from eventq.events.workflow_events import Definition, WorkflowAdvanced, WorkflowCreated
 from eventq.events.workflow_run import Owner, Plan, PlannedEvent, Run, needed_by, plan, task_of
 from eventq.events.workflow_values import TOO_MUCH, Unresolved, Wanted
+from eventq.services.clock import CarriedClock, broker_clock
 from eventq.services.follower import Fact, Follower
 from eventq.services.node_results import Fetched, NodeResults
 from eventq.services.side_by_side import side_by_side
@@ -113,7 +115,8 @@ class Coordinator:
         self._log = event_log
         self._submitter = submitter
         self._blobs = blobs
-        self._now = now or (lambda: datetime.now(UTC))
+        self._clock = CarriedClock(broker_clock(event_log.broker))
+        self._now = now or self._clock.now
         self._followed: dict[str, Followed] = {}
         self._dirty: dict[str, None] = {}
         self._fired_at = datetime.min.replace(tzinfo=UTC)
@@ -149,8 +152,8 @@ class Coordinator:
         self._dirty[fact.id] = None
 
     async def deadline(self, hint: Hint) -> bool:
-        """Answer a hint: something in a workflow may have waited too long. The next look tells, with the broker's clock where
-        that is ahead; a hint that is lost is made up for by the look once a second."""
+        """Answer a hint: something in a workflow may have waited too long. The next look tells; a hint that is lost is made up
+        for by the look once a second."""
         if hint.fired_at is not None:
             self._fired_at = max(self._fired_at, hint.fired_at)
         if hint.id in self._followed:
@@ -168,6 +171,9 @@ class Coordinator:
 
     async def look(self) -> None:
         """Move on every workflow of which something is new, or something is due."""
+        if self._followed:
+            with suppress(LogUnavailable):  # it goes on as before
+                await self._clock.keep_right(LOOK_EVERY_S)
         self._look_for_due()
         todo = list(self._dirty)
         self._dirty.clear()
@@ -275,7 +281,9 @@ class Coordinator:
         failpoint("workflow.before_advanced")
         command = AdvanceWorkflow(state.version, event)
         try:
-            handled = await handle_any(self._log, WORKFLOWS, run.workflow_id, command, source=SOURCE, state=state)
+            handled = await handle_any(
+                self._log, WORKFLOWS, run.workflow_id, command, source=SOURCE, state=state, at=self._time()
+            )
         except IllegalTransition:
             return  # somebody else was first; what they wrote is on its way to us
         failpoint("workflow.after_advanced")

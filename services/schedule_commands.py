@@ -31,11 +31,12 @@ from eventq.events.task_events import Submitted
 from eventq.events.timers import set_timer
 from eventq.projections.fold import version_key
 from eventq.services.api import SOURCE, Api
+from eventq.services.clock import broker_clock
 from eventq.services.http_limits import PARSE_INLINE_MAX_BYTES
 from eventq.services.preconditions import check_version
 from eventq.services.preparation import declaration_of
 from eventq.services.schedule_models import SchedulePatch, ScheduleRequest
-from eventq.services.schedules import broker_clock, tick_hint
+from eventq.services.schedules import tick_hint
 from eventq.services.task_options import NAMES, asked, resolved
 
 INLINE_MAX_BYTES = 8 * 1024

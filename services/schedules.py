@@ -11,14 +11,13 @@ The time is the broker's, which also decides when timers fire: what the clocks o
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 import nats.errors
 import structlog
 from nats.js.errors import APIError
 
-from eventq.events.broker import Broker
 from eventq.events.errors import EventqError, IllegalTransition, LogUnavailable
 from eventq.events.failpoints import failpoint
 from eventq.events.handle import CONFLICTS_MAX, handle_any, read_state, read_task
@@ -35,6 +34,7 @@ from eventq.events.schedule import (
 from eventq.events.schedule_events import ScheduleSpec, ScheduleTicked
 from eventq.events.submitter import Submitter
 from eventq.events.timers import Hint, set_timer
+from eventq.services.clock import Clock, broker_clock
 from eventq.services.follower import Fact, Follower
 
 log = structlog.get_logger("eventq.schedules")
@@ -46,24 +46,10 @@ GRACE_S = 5.0
 AT_ONCE_MAX_LAG = timedelta(hours=6)
 """Due times of so long are counted at once; those of a longer outage in a thread, because there may be very many."""
 
-Clock = Callable[[], Awaitable[datetime]]
-
 
 def tick_hint(schedule_id: str) -> Hint:
     """The hint that a schedule may be due."""
     return Hint("schedules", schedule_id, TICK)
-
-
-def broker_clock(broker: Broker) -> Clock:
-    """The broker's time, aware UTC; raises ``LogUnavailable`` where it does not tell."""
-
-    async def now() -> datetime:
-        try:
-            return await broker.time()
-        except (nats.errors.Error, APIError, TimeoutError) as error:
-            raise LogUnavailable(f"the broker does not tell the time: {error!r}") from error
-
-    return now
 
 
 class TickMaker:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import orjson
@@ -33,6 +33,7 @@ from eventq.events.workflow_graph import check_graph, has_reference
 from eventq.events.workflow_values import references
 from eventq.projections.fold import version_key
 from eventq.services.api import SOURCE, Api
+from eventq.services.clock import broker_clock
 from eventq.services.idempotency import check_same, keyed_id
 from eventq.services.preparation import declaration_of
 from eventq.services.submission import refuse_when_damaged
@@ -84,7 +85,7 @@ async def change(api: Api, workflow_id: str, command: WorkflowCommand, trace: Tr
 async def retry(api: Api, workflow_id: str, requested_by: str, trace: Trace) -> Workflow:
     """Run again what did not complete, with a timer where the workflow may take only so long."""
     state = await read_state(api.log, WORKFLOWS, workflow_id, fresh=True)
-    command = RetryWorkflow(requested_by, datetime.now(UTC))
+    command = RetryWorkflow(requested_by, await broker_clock(api.log.broker)())
     if state.version:
         (event,) = decide_workflow(command, state)
         assert isinstance(event, WorkflowRetried)
@@ -123,7 +124,7 @@ async def _created(
         definition=None if large else definition,
         stored=await api.blobs.put_async(encoded, media_type="application/json") if large else None,
         timeout_s=timeout_s,
-        deadline_at=None if timeout_s is None else datetime.now(UTC) + timedelta(seconds=timeout_s),
+        deadline_at=None if timeout_s is None else await broker_clock(api.log.broker)() + timedelta(seconds=timeout_s),
         tags=body.tags,
         metadata=body.metadata,
         idempotency=None if keyed is None else keyed.record,

@@ -556,6 +556,30 @@ async def test_a_timer_ends_a_wait_though_the_schedulers_clock_is_behind(site: S
         await end(promoting)
 
 
+@pytest.mark.parametrize("hours", [-1, 1])
+async def test_a_wait_lasts_as_long_as_it_is_to_whatever_the_hosts_clock_says(
+    site: Site, monkeypatch: pytest.MonkeyPatch, hours: int
+) -> None:
+    class Wrong(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return datetime.now(tz) + timedelta(hours=hours)
+
+    for module in ("events.handle", "services.coordinator", "services.clock"):
+        monkeypatch.setattr(f"eventq.{module}.datetime", Wrong)
+    async with site.coordinator() as coordinator:
+        promoter = Promoter(site.backend.broker, {("workflows", DEADLINE): coordinator.deadline})
+        promoting = asyncio.create_task(promoter.run())
+        wait = {"kind": "approval", "on_failure": "continue"}
+        short, long = ({"name": name, "wait_timeout_seconds": s, **wait} for name, s in (("short", 1), ("long", 600)))
+        after = {"name": "after", "kind": "signal", "depends_on": ["short"], "run_if": "always"}
+        workflow_id = await site.submit(short, long, after)
+        await site.until_node(workflow_id, "after", "WAITING")
+        waiting = await site.get(workflow_id)
+        await end(promoting)
+    assert statuses(waiting) == {"short": "TIMED_OUT", "long": "WAITING", "after": "WAITING"}
+
+
 async def test_each_wait_has_a_timer(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody looks now and then whether something is due."""
     monkeypatch.setattr(coordinator_module, "LOOK_EVERY_S", float("inf"))
