@@ -5,8 +5,9 @@ and claims it for another if so. So a key cannot be blocked by somebody who died
 written once, and a task that was claimed and not submitted yet is submitted, under the id that the claim names, by the next
 who wants the key.
 
-The ``Idempotency-Key`` of a request for a unique task has a claim of its own, with one event: the task that is the answer, be
-it made for the request or there before.
+What is to be done once has a claim of its own where a unique task is the answer: a request under an ``Idempotency-Key``, or one
+certain repetition. It names the task, be it made for that or, for a request, there before. A repetition must be what it says:
+where another task took the place that was claimed for it, its next claim gets the name.
 """
 
 from __future__ import annotations
@@ -39,10 +40,11 @@ class ClaimKey:
 
 @dataclass(frozen=True, slots=True)
 class AnswerKey:
-    """A request under an ``Idempotency-Key`` is to be answered with this task."""
+    """What is to be done once is to be answered with this task. ``version``: of the claim that had no such answer."""
 
+    version: int
     task_id: str
-    idempotency: Idempotency
+    idempotency: Idempotency | None
 
 
 def decide_claim(command: ClaimKey | AnswerKey, claim: Claim) -> list[EventData]:
@@ -54,7 +56,7 @@ def decide_claim(command: ClaimKey | AnswerKey, claim: Claim) -> list[EventData]
                 raise IllegalTransition(problem, status=f"version {claim.version}")
             return [Claimed(task_id=command.task_id)]
         case AnswerKey():
-            if claim.version > 0:
+            if command.version != claim.version:
                 raise IllegalTransition("the key has its answer", status=f"version {claim.version}")
             return [Answered(task_id=command.task_id, idempotency=command.idempotency)]
 

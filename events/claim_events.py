@@ -13,7 +13,8 @@ class Claimed(EventData):
 
 
 class Answered(EventData):
-    """A request for a unique task under an ``Idempotency-Key`` is answered with this task, for ever."""
+    """A request for a unique task, or for a repetition of one, is answered with this task: for ever, or where a repetition
+    found another in its place until a later event names the right one. ``idempotency``: of a request that had a key."""
 
     task_id: str
-    idempotency: Idempotency
+    idempotency: Idempotency | None = None

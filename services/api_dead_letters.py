@@ -29,7 +29,7 @@ from eventq.services.idempotency import keyed_id
 from eventq.services.openapi import HttpRoutes, Reply
 from eventq.services.reading import AS_OF_HEADER, fresh_enough, up_to_date
 from eventq.services.schemas import TaskPath
-from eventq.services.submission import Accepted, repeat
+from eventq.services.submission import Accepted, repeat, repetition
 from eventq.services.task_views import etag, links, task_path
 
 routes = HttpRoutes("dead letters", "/api/v1")
@@ -122,15 +122,17 @@ async def _redriven(api: Api, request: web.Request, task_id: str, retries: Mappi
 
 
 async def _redrive(api: Api, request: web.Request, task_id: str, retries: Mapping[str, str]) -> Accepted:
-    """The one task that redrives ``task_id``: its id is made of the original's. ``retries``: of those that were retried, the
-    newest task that repeats them."""
+    """The one task that redrives ``task_id``: its key is made of the original's id. ``retries``: of those that were retried,
+    the newest task that repeats them."""
     task = await read_task(api.log, task_id, fresh=True)
     if task.version > 0 and task.status not in DEAD:
         raise IllegalTransition(f"cannot redrive a task with status {task.status}", status=str(task.status))
-    new_task_id = keyed_id(task_id, "redrive")
-    if (again := retries.get(task_id, new_task_id)) != new_task_id:
+    key = keyed_id(task_id, "redrive")
+    if (done := await repetition(api, task_id, key)) is not None:
+        return done
+    if (again := retries.get(task_id)) is not None:
         raise IllegalTransition(f"cannot redrive a task that was retried, as {again}", retried_as=again)
-    return await repeat(api, task_id, "retry", requester(request), trace_of(request), new_task_id=new_task_id)
+    return await repeat(api, task_id, "retry", requester(request), trace_of(request), key=key)
 
 
 async def _dead_letter(api: Api, row: TaskRow) -> DeadLetterAnswer:

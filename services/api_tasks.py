@@ -239,7 +239,7 @@ async def _again(
             origin,
             requester(request),
             trace_of(request),
-            new_task_id=None if key is None else keyed_id(key, "tasks"),
+            key=None if key is None else keyed_id(key, "tasks"),
             idempotency=None if key is None else record_of(key, [origin, task_id]),
         )
     request.app[METRICS].submitted.labels(accepted.submitted.queue).inc()

@@ -167,9 +167,8 @@ async def _acted(
     if task.version != version:
         raise VersionConflict(task_id, version + 1)
     if body.action == "retry":
-        # The id comes of the original and the selection: carried out again after a crash, it makes no second one.
-        new_id = keyed_id(task_id, "bulk-retry", digest)
-        accepted = await repeat(api, task_id, "retry", requested_by, trace, new_task_id=new_id)
+        # The key comes of the original and the selection: carried out twice at once, it makes no second one.
+        accepted = await repeat(api, task_id, "retry", requested_by, trace, key=keyed_id(task_id, "bulk-retry", digest))
         return DoneAnswer(task_id=task_id, status=task.status, new_task_id=accepted.task_id)
     after = await _steer(api, body, task_id, task, requested_by, trace)
     api.freshness.note_write(task_id, after.version)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import structlog
 
-from eventq.events.claim import CLAIMS, AnswerKey, ClaimKey
+from eventq.events.claim import CLAIMS, AnswerKey, Claim, ClaimKey
 from eventq.events.envelope import Stored, Trace
 from eventq.events.errors import (
     Conflict,
@@ -170,21 +170,53 @@ async def _submit_unique(api: Api, submission: Submission, submitted: Submitted,
     raise Conflict(TOO_FAST)
 
 
-async def _repeat_unique(api: Api, again: Submitted, task_id: str, trace: Trace) -> Accepted:
-    """Store the repetition of a unique task, which holds its key from then on. Raises ``IllegalTransition`` where the very same
-    repetition is there, and ``Conflict`` where another unfinished task holds the key."""
-    if (await read_task(api.log, task_id, fresh=True)).version:
-        raise IllegalTransition("this repetition is there already")
+async def _repeat_unique(api: Api, again: Submitted, key: str | None, trace: Trace) -> Accepted:
+    """Store the repetition of a unique task, which holds its unique key from then on. ``key``: what this one repetition is told
+    apart by. Raises ``Conflict`` where another unfinished task holds the unique key."""
     for _ in range(CONFLICTS_MAX):
-        claimed_id, holder = await _claim(api, again, task_id, trace)
-        if holder.version > 0 and claimed_id != task_id:
-            raise Conflict(f"the task is unique, and {claimed_id}, which is the same, is unfinished", task_id=claimed_id)
+        task_id, holder = await _claim(api, again, new_id(), trace)
+        # Looked for only now: where the claim is new, whatever was claimed before has finished, and can be seen.
+        answer = await _answer_to(api, key)
+        if (done := await _repeated(api, again.original_task_id, key, answer, again.idempotency)) is not None:
+            return done
+        if holder.version > 0:
+            raise Conflict(f"the task is unique, and {task_id}, which is the same, is unfinished", task_id=task_id)
         try:
-            return await store(api, claimed_id, again, trace)
+            if key is not None and answer.task_id != task_id:
+                command = AnswerKey(answer.version, task_id, again.idempotency)
+                await handle_any(api.log, CLAIMS, _claim_of_key(key), command, source=SOURCE, trace=trace)
+                failpoint("submit.after_answer")
+            return await store(api, task_id, again, trace)
         except IllegalTransition:
-            if claimed_id == task_id:
-                raise
+            continue  # the same repetition beside us, or somebody else was quicker: look again
     raise Conflict(TOO_FAST)
+
+
+async def _answer_to(api: Api, key: str | None) -> Claim:
+    """Which unique task answers what is told apart by ``key``."""
+    return CLAIMS.absent if key is None else await read_state(api.log, CLAIMS, _claim_of_key(key), fresh=True)
+
+
+async def _repeated(
+    api: Api, original_id: str | None, key: str | None, answer: Claim, idempotency: Idempotency | None
+) -> Accepted | None:
+    """The repetition of ``original_id`` that ``key`` tells apart, where it was stored before: under ``key`` as its id, or as
+    ``answer`` names it. Raises ``KeyReused`` where the request's key was used for another."""
+    if key is None:
+        return None
+    if answer.task_id is not None and idempotency is not None:
+        check_same(answer.idempotency, idempotency)
+    task_id = answer.task_id or key
+    if (first := await _first(api, task_id)) is None:
+        return None
+    submitted = _submitted(first)
+    if answer.task_id is None and idempotency is not None:
+        check_same(submitted.idempotency, idempotency)
+    if (submitted.original_task_id, submitted.idempotency) != (original_id, idempotency):
+        return None  # another took the place that was claimed for it
+    if idempotency is None:
+        return await _duplicate(api, task_id, await read_task(api.log, task_id, fresh=True))
+    return Accepted(task_id, first.event.time, submitted, from_summary(first.event.state))
 
 
 async def _claim(api: Api, submitted: Submitted, new_task_id: str, trace: Trace) -> tuple[str, Task]:
@@ -211,7 +243,7 @@ async def _answer_key(api: Api, submission: Submission, task_id: str, trace: Tra
     is the answer."""
     if submission.task_id is None or submission.idempotency is None:
         return None
-    answer = AnswerKey(task_id, submission.idempotency)
+    answer = AnswerKey(0, task_id, submission.idempotency)
     try:
         await handle_any(api.log, CLAIMS, _claim_of_key(submission.task_id), answer, source=SOURCE, trace=trace)
     except IllegalTransition:
@@ -234,18 +266,18 @@ async def repeat(
     requested_by: str,
     trace: Trace,
     *,
-    new_task_id: str | None = None,
+    key: str | None = None,
     idempotency: Idempotency | None = None,
 ) -> Accepted:
     """Store a new task that does again what ``task_id`` did. ``origin``: ``retry`` (not of completed ones) or ``replay``.
-    ``new_task_id``: made of what makes it this one repetition and no other; done before, it is answered again.
+    ``key``: an id, made of what makes it this one repetition and no other; done before, it is answered again.
 
     Raises ``TaskNotFound``, ``IllegalTransition`` where the task's status does not admit it, or ``Conflict`` where it is unique
     and another that is the same is unfinished.
     """
     refuse_when_damaged(api)
-    if (known := await _known(api, new_task_id, idempotency)) is not None:
-        return known
+    if (done := await repetition(api, task_id, key, idempotency)) is not None:
+        return done
     task = await read_task(api.log, task_id, fresh=True)
     if task is ABSENT:
         raise TaskNotFound(task_id)
@@ -265,17 +297,19 @@ async def repeat(
             "requested_by": requested_by,
         }
     )
-    repetition_id = new_task_id or new_id()
+    if again.unique_key is not None:
+        return await _repeat_unique(api, again, key, trace)
     try:
-        if again.unique_key is not None:
-            return await _repeat_unique(api, again, repetition_id, trace)
-        return await store(api, repetition_id, again, trace)
+        return await store(api, key or new_id(), again, trace)
     except IllegalTransition:
-        if new_task_id is None:
+        if (done := await repetition(api, task_id, key, idempotency)) is None:
             raise
-        if (known := await _known(api, new_task_id, idempotency)) is not None:
-            return known
-        return await _duplicate(api, new_task_id, await read_task(api.log, new_task_id, fresh=True))
+        return done
+
+
+async def repetition(api: Api, task_id: str, key: str | None, idempotency: Idempotency | None = None) -> Accepted | None:
+    """What :func:`repeat` with this ``key`` made before, if it did. Raises ``KeyReused`` and ``TaskErased``."""
+    return await _repeated(api, task_id, key, await _answer_to(api, key), idempotency)
 
 
 async def store(api: Api, task_id: str, submitted: Submitted, trace: Trace) -> Accepted:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from eventq.events.ids import new_id
 from eventq.services import submission
 from eventq.services.idempotency import KeyReused, keyed_id, record_of
 from eventq.services.preparation import Submission
-from eventq.services.submission import submit
+from eventq.services.submission import Accepted, repeat, submit
 from tests.services.backend import Backend
 from tests.support.nats import NatsServer
 
@@ -189,6 +190,96 @@ async def test_repeating_a_unique_task_under_a_key_makes_one(backend: Backend) -
     assert await backend.post(f"/tasks/{failed}/retry", headers=KEY) == first
     await backend.complete(first[1]["task_id"])
     assert await backend.post(f"/tasks/{failed}/retry", headers=KEY) == first
+
+
+@dataclass
+class Gap:
+    """Between a claim of a unique key and what is stored under it: once, something else happens there."""
+
+    happens: Callable[[], Awaitable[Any]]
+    answers: list[Any] = field(default_factory=list[Any])
+
+    def open(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        store = submission.store
+
+        async def late(*args: Any) -> Accepted:
+            monkeypatch.setattr(submission, "store", store)
+            self.answers.append(await self.happens())
+            return await store(*args)
+
+        monkeypatch.setattr(submission, "store", late)
+
+
+async def test_a_dead_letter_is_redriven_itself_or_refused(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though another of the same unique key is redriven in the same moment."""
+    one, two = [await failed_unique(backend, unique=False, unique_key="k", task_kwargs={"width": width}) for width in (10, 11)]
+    gap = Gap(lambda: backend.post(f"/dead-letters/{two}/redrive"))
+    gap.open(monkeypatch)
+    status, answer = await backend.post(f"/dead-letters/{one}/redrive")
+    ((other, redriven),) = gap.answers
+    assert (status, answer["code"], other, redriven["original_task_id"]) == (409, "CONFLICT", 201, two)
+    assert (await backend.post(f"/dead-letters/{two}/redrive"))[1]["task_id"] == redriven["task_id"]
+    await backend.complete(redriven["task_id"])
+    status, answer = await backend.post(f"/dead-letters/{one}/redrive")
+    assert (status, answer["original_task_id"]) == (201, one)
+    _, read = await backend.get(f"/tasks/{answer['task_id']}")
+    assert (read["original_task_id"], read["task_kwargs"]) == (one, {"width": 10})
+
+
+@pytest.mark.parametrize("dies", [False, True])
+@pytest.mark.parametrize("point", ["submit.after_claim", "submit.after_answer"])
+async def test_a_retry_under_a_key_is_done_once_whoever_takes_the_place_that_it_claimed(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch, point: str, dies: bool
+) -> None:
+    failed = await failed_unique(backend)
+    gap = Gap(lambda: backend.post("/tasks", UNIQUE))
+    if dies:
+
+        def killed(name: str) -> None:
+            if name == point:
+                raise RuntimeError("killed")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(submission, "failpoint", killed)
+            assert (await backend.post(f"/tasks/{failed}/retry", headers=KEY))[0] == 500
+        other = await gap.happens()
+    else:
+        gap.open(monkeypatch)
+        assert (await backend.post(f"/tasks/{failed}/retry", headers=KEY))[0] == 409
+        (other,) = gap.answers
+    assert (other[0], other[1]["original_task_id"]) == (201, None)
+    status, answer = await backend.post(f"/tasks/{failed}/retry", headers=KEY)
+    assert (status, answer["code"], answer["task_id"]) == (409, "CONFLICT", other[1]["task_id"])
+    await backend.complete(other[1]["task_id"])
+    first = await backend.post(f"/tasks/{failed}/retry", headers=KEY)
+    assert first[0] == 201
+    assert await backend.post(f"/tasks/{failed}/retry", headers=KEY) == first
+    await backend.complete(first[1]["task_id"])
+    assert await backend.post(f"/tasks/{failed}/retry", headers=KEY) == first
+
+
+async def test_a_retry_whose_place_was_claimed_before_is_done_once(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a submission that is slow: its claim is fulfilled by the retry."""
+    failed = await failed_unique(backend)
+    gap = Gap(lambda: backend.post(f"/tasks/{failed}/retry", headers=KEY))
+    gap.open(monkeypatch)
+    status, slow = await backend.post("/tasks", UNIQUE)
+    (first,) = gap.answers
+    assert (first[0], status, slow["task_id"], slow["duplicate"]) == (201, 200, first[1]["task_id"], True)
+    assert await backend.post(f"/tasks/{failed}/retry", headers=KEY) == first
+    await backend.complete(first[1]["task_id"])
+    assert await backend.post(f"/tasks/{failed}/retry", headers=KEY) == first
+
+
+async def test_one_retry_under_a_key_comes_of_many_requests_at_once(backend: Backend) -> None:
+    failed = await failed_unique(backend)
+    key, record = keyed_id("k", "tasks"), record_of("k", ["retry", failed])
+
+    async def retry() -> Accepted:
+        return await repeat(backend.api, failed, "retry", "ada", NO_TRACE, key=key, idempotency=record)
+
+    accepted = await asyncio.gather(*(retry() for _ in range(10)))
+    assert len({each.task_id for each in accepted}) == 1
 
 
 @pytest.mark.parametrize(
