@@ -73,6 +73,7 @@ from eventq.events.specification import submission_in, submission_of
 from eventq.events.task import TASKS, Status, Task, decide, from_summary, timeout_error
 from eventq.events.task_events import Submitted
 from eventq.workers.acks import Acks
+from eventq.workers.alone import on_last_chance
 from eventq.workers.context import SpawnRequest
 from eventq.workers.execution import Execution, LoopHost
 from eventq.workers.outcome import Outcome, Raised, Returned, Stopped, StopReason, describe_error, raised
@@ -197,9 +198,21 @@ class Attempt:
         """Whether it stands still: it will not end by itself."""
         return self.execution is not None and self.execution.frozen
 
+    @property
+    def on_last_chance(self) -> bool:
+        """Whether it is to run alone."""
+        return on_last_chance(self.task)
+
+    async def is_next(self) -> bool:
+        """Whether nothing has come after the event that made it ready, as far as the log answers."""
+        try:
+            return (await read_task(self._shop.log, self.task_id)).version <= self.delivery.event.version
+        except EventqError:
+            return True
+
     async def _pause(self) -> None:
         execution = self.execution
-        if execution is None or not execution.in_child or self._shop.leaving:
+        if execution is None or not execution.in_child or self._shop.leaving or self.on_last_chance:
             self.stop(StopReason.PAUSED)
         elif await execution.freeze():
             failpoint("attempt.frozen")

@@ -13,7 +13,6 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 
 import structlog
@@ -33,7 +32,7 @@ from eventq.events.worker import Worker as WorkerState
 from eventq.events.worker import WorkerStatus
 from eventq.events.worker_events import WorkerRegistered
 from eventq.workers.acks import Acks
-from eventq.workers.alone import Alone, on_last_chance
+from eventq.workers.alone import until_alone
 from eventq.workers.attempt import HOSTNAME, Attempt, Counts, Workshop
 from eventq.workers.config import WorkerConfig
 from eventq.workers.devices import CPU, Device, gpu_devices
@@ -83,7 +82,8 @@ class Worker:
         )
         self._attempts: dict[tuple[str, int], Attempt] = {}
         self._running: dict[asyncio.Task[None], Attempt] = {}
-        self._alone = Alone(self._beside)
+        self._lone: Attempt | None = None
+        """What runs alone, or waits for that."""
         self._steering: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()
         self._drained = asyncio.Event()
@@ -197,22 +197,31 @@ class Worker:
             return
         attempt = self._attempts[key] = Attempt(delivery, self._shop)
         self._keeper.hold(delivery.lease)
-        if on_last_chance(attempt.task):
-            task = self._alone.run(partial(self._begin_alone, attempt))
-        else:
-            task = asyncio.create_task(attempt.run())
+        if attempt.on_last_chance:
+            self._lone = attempt
+        task = asyncio.create_task(attempt.run() if self._lone is not attempt else self._run_alone(attempt))
         self._running[task] = attempt
         task.add_done_callback(lambda done: self._ended(done, key))
 
-    def _beside(self) -> list[asyncio.Task[None]]:
-        """What runs beside a task that is to run alone."""
-        return [task for task, each in self._running.items() if not (each.frozen or on_last_chance(each.task))]
+    async def _run_alone(self, attempt: Attempt) -> None:
+        """See ``alone.py``."""
+        try:
+            await until_alone(self._beside_lone, self._lone_given_up)
+            if self._takes_work():
+                await attempt.run()
+            else:
+                await self._acks.nak(attempt.delivery.lease, 0)
+        finally:
+            self._lone = None
 
-    async def _begin_alone(self, attempt: Attempt) -> None:
-        if self._shop.leaving:
-            await self._acks.nak(attempt.delivery.lease, 0)
-        else:
-            await attempt.run()
+    def _beside_lone(self) -> list[asyncio.Task[None]]:
+        return [task for task, each in self._running.items() if each is not self._lone and not each.frozen]
+
+    async def _lone_given_up(self) -> bool:
+        return not self._takes_work() or (self._lone is not None and not await self._lone.is_next())
+
+    def _takes_work(self) -> bool:
+        return self._membership.state.status is WorkerStatus.ACTIVE and not self._shop.leaving
 
     def _ended(self, done: asyncio.Task[None], key: tuple[str, int]) -> None:
         del self._running[done]
@@ -224,7 +233,7 @@ class Worker:
     def _free_slots(self) -> int:
         """How much more may be taken: nothing while paused or draining, nor beside what is to run alone, nor while too much
         runs for a lowered capacity."""
-        if self._membership.state.status is not WorkerStatus.ACTIVE or self._alone.wanted:
+        if self._lone is not None or self._membership.state.status is not WorkerStatus.ACTIVE:
             return 0
         return max(0, self.capacity - len(self._running))
 

@@ -21,7 +21,6 @@ from eventq.workers.lease_keeper import IN_PROGRESS
 from tests.chaos.process import Process
 from tests.chaos.site import PATIENCE_S, Control, Site
 from tests.workers.conftest import CAPACITY
-from tests.workers.lost import lose_workers
 
 pytestmark = pytest.mark.usefixtures("good_history")
 
@@ -150,24 +149,6 @@ async def test_a_task_that_kills_its_workers_is_stopped_after_the_third(site: Si
     assert len(set(holders)) == LOSSES_MAX
     assert Counter(worker.running for worker in workers) == {False: LOSSES_MAX, True: 1}
     assert all(control.types(task_id)[-1] == "completed" for task_id in others)
-
-
-async def test_a_task_on_its_last_chance_runs_alone(site: Site, control: Control) -> None:
-    """Or what ran beside it would be condemned for what it does, or the other way round."""
-    suspects = [await control.submit("chaos.work", 0.05, queue="alone") for _ in range(3)]
-    for task_id in suspects:
-        await lose_workers(control, task_id, LOSSES_MAX - 1)
-    others = [await control.submit("chaos.work", 0.05, queue="alone") for _ in range(20)]
-    await site.started("worker", queues="alone", concurrency=8)
-    await control.until_ended(*suspects, *others)
-    inside: set[str] = set()
-    most = 0
-    for visit in site.visits():
-        if visit.task_id in suspects or visit.task_id in others:
-            (inside.add if visit.step == "enter" else inside.discard)(visit.task_id)
-            assert len(inside) == 1 or not inside.intersection(suspects)
-            most = max(most, len(inside))
-    assert most > 1, "the others run side by side"
 
 
 # Devices
