@@ -54,7 +54,10 @@ async def erase_task(request: web.Request, path: TaskPath, body: ReasonRequest |
 
     handled = await erase(api.log, api.blobs, path.task_id, requester(request), reason, in_use, trace_of(request))
     api.freshness.note_write(path.task_id, handled.state.version)
-    return _reply(path.task_id, handled.state, f"Task erased{_kept_elsewhere(handled.event)}")
+    event = handled.event
+    if event is None and (last := await api.log.last("tasks", path.task_id, fresh=True)) is not None:
+        event = last.event  # it was erased before
+    return _reply(path.task_id, handled.state, f"Task erased{_kept_elsewhere(event)}")
 
 
 def _kept_elsewhere(event: Event | None) -> str:

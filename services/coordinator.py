@@ -116,7 +116,7 @@ class Coordinator:
         self._submitter = submitter
         self._blobs = blobs
         self._clock = CarriedClock(broker_clock(event_log.broker))
-        self._now = now or self._clock.now
+        self._now = now or self._clock.now  # other clocks are a test's
         self._followed: dict[str, Followed] = {}
         self._dirty: dict[str, None] = {}
         self._fired_at = datetime.min.replace(tzinfo=UTC)
@@ -171,9 +171,13 @@ class Coordinator:
 
     async def look(self) -> None:
         """Move on every workflow of which something is new, or something is due."""
-        if self._followed:
-            with suppress(LogUnavailable):  # it goes on as before
-                await self._clock.keep_right(LOOK_EVERY_S)
+        if not self._followed:
+            return
+        try:
+            await self._clock.keep_right(LOOK_EVERY_S)
+        except LogUnavailable as unknown:
+            log.warning("coordinator.waiting_for_broker", error=unknown.detail)
+            return  # all that is to be done stays so for the next look
         self._look_for_due()
         todo = list(self._dirty)
         self._dirty.clear()

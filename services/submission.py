@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import structlog
 
+from eventq.events.catalogue import read_data
 from eventq.events.claim import CLAIMS, AnswerKey, Claim, ClaimKey
 from eventq.events.envelope import Stored, Trace
 from eventq.events.errors import (
@@ -24,7 +25,7 @@ from eventq.events.handle import CONFLICTS_MAX, Handled, handle_any, read_state,
 from eventq.events.ids import new_id
 from eventq.events.specification import submission_of
 from eventq.events.task import ABSENT, TASKS, Status, Task, from_summary
-from eventq.events.task_events import Idempotency, Submitted
+from eventq.events.task_events import Erased, Idempotency, Submitted
 from eventq.services.api import SOURCE, Api
 from eventq.services.idempotency import check_same
 from eventq.services.preparation import Prepared, Submission, prepare
@@ -207,7 +208,13 @@ async def _repeated(
     if answer.task_id is not None and idempotency is not None:
         check_same(answer.idempotency, idempotency)
     task_id = answer.task_id or key
-    if (first := await _first(api, task_id)) is None:
+    try:
+        first = await _first(api, task_id)
+    except TaskErased:
+        if answer.task_id is not None and await _erased_repeats(api, task_id) != (original_id, idempotency):
+            return None  # as below
+        raise
+    if first is None:
         return None
     submitted = _submitted(first)
     if answer.task_id is None and idempotency is not None:
@@ -217,6 +224,18 @@ async def _repeated(
     if idempotency is None:
         return await _duplicate(api, task_id, await read_task(api.log, task_id, fresh=True))
     return Accepted(task_id, first.event.time, submitted, from_summary(first.event.state))
+
+
+async def _erased_repeats(api: Api, task_id: str) -> tuple[str | None, Idempotency | None]:
+    """Which task an erased one repeated, under which key."""
+    last = await api.log.last(TASKS.name, task_id, fresh=True)
+    left = last.event.data.events if last is not None and isinstance(last.event.data, Erased) else []
+    for each in left:
+        if each.event["version"] == 1:
+            data = read_data(TASKS.name, each.event["type"], each.event["schema"], each.event["data"])
+            if isinstance(data, Submitted):
+                return data.original_task_id, data.idempotency
+    return None, None
 
 
 async def _claim(api: Api, submitted: Submitted, new_task_id: str, trace: Trace) -> tuple[str, Task]:

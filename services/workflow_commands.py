@@ -61,21 +61,30 @@ async def create(api: Api, body: WorkflowRequest, keyed: Keyed | None, requested
         return workflow_id, known
     definition = Definition(nodes=[await _node(api, number, node) for number, node in enumerate(body.nodes)])
     await asyncio.to_thread(check_graph, definition.nodes)
-    created = await _created(api, body, definition, keyed, requested_by)
+    now = await broker_clock(api.log.broker)()
+    created = await _created(api, body, definition, keyed, requested_by, now)
     if created.deadline_at is not None:
         await _set_deadline(api, workflow_id, created.deadline_at, 1)
     try:
-        return workflow_id, await change(api, workflow_id, CreateWorkflow(created), trace, NO_WORKFLOW)
+        return workflow_id, await change(api, workflow_id, CreateWorkflow(created), trace, NO_WORKFLOW, now)
     except IllegalTransition:
         if keyed is None or (known := await _known(api, workflow_id, keyed.record)) is None:
             raise
         return workflow_id, known
 
 
-async def change(api: Api, workflow_id: str, command: WorkflowCommand, trace: Trace, state: Workflow | None = None) -> Workflow:
-    """Carry out a command. Raises what the rules say."""
+async def change(
+    api: Api,
+    workflow_id: str,
+    command: WorkflowCommand,
+    trace: Trace,
+    state: Workflow | None = None,
+    now: datetime | None = None,
+) -> Workflow:
+    """Carry out a command. ``now``: by the broker's clock, by which all of a workflow goes. Raises what the rules say."""
+    at = now or await broker_clock(api.log.broker)()
     handled: Handled[Workflow] = await handle_any(
-        api.log, WORKFLOWS, workflow_id, command, source=SOURCE, trace=trace, state=state
+        api.log, WORKFLOWS, workflow_id, command, source=SOURCE, trace=trace, state=state, at=at
     )
     if handled.state.version:
         api.freshness.note_write(version_key("workflows", workflow_id), handled.state.version)
@@ -85,13 +94,14 @@ async def change(api: Api, workflow_id: str, command: WorkflowCommand, trace: Tr
 async def retry(api: Api, workflow_id: str, requested_by: str, trace: Trace) -> Workflow:
     """Run again what did not complete, with a timer where the workflow may take only so long."""
     state = await read_state(api.log, WORKFLOWS, workflow_id, fresh=True)
-    command = RetryWorkflow(requested_by, await broker_clock(api.log.broker)())
+    now = await broker_clock(api.log.broker)()
+    command = RetryWorkflow(requested_by, now)
     if state.version:
         (event,) = decide_workflow(command, state)
         assert isinstance(event, WorkflowRetried)
         if event.deadline_at is not None:
             await _set_deadline(api, workflow_id, event.deadline_at, state.version + 1)
-    return await change(api, workflow_id, command, trace, state)
+    return await change(api, workflow_id, command, trace, state, now)
 
 
 async def _known(api: Api, workflow_id: str, record: Idempotency) -> Workflow | None:
@@ -110,7 +120,7 @@ async def _set_deadline(api: Api, workflow_id: str, deadline_at: datetime, versi
 
 
 async def _created(
-    api: Api, body: WorkflowRequest, definition: Definition, keyed: Keyed | None, requested_by: str
+    api: Api, body: WorkflowRequest, definition: Definition, keyed: Keyed | None, requested_by: str, now: datetime
 ) -> WorkflowCreated:
     encoded = orjson.dumps(definition.model_dump(mode="json", exclude_defaults=True))
     if len(encoded) > WORKFLOW_DEFINITION_MAX_BYTES:
@@ -124,7 +134,7 @@ async def _created(
         definition=None if large else definition,
         stored=await api.blobs.put_async(encoded, media_type="application/json") if large else None,
         timeout_s=timeout_s,
-        deadline_at=None if timeout_s is None else await broker_clock(api.log.broker)() + timedelta(seconds=timeout_s),
+        deadline_at=None if timeout_s is None else now + timedelta(seconds=timeout_s),
         tags=body.tags,
         metadata=body.metadata,
         idempotency=None if keyed is None else keyed.record,

@@ -10,7 +10,8 @@ with it, but ends and begins anew.
 | the last of what runs beside it ends               | it runs                                                         |
 | something beside it is paused and stands still     | that is not waited for: nobody knows until when                 |
 | something beside it takes longer than ``PATIENCE`` | it runs beside that                                             |
-| the worker is paused, drained, stopped             | it is handed back, for others                                   |
+| the worker is paused, drained, stopped, called lost| it is handed back, for others                                   |
+| the worker has no place for it any more            | so it is at its turn: something beside it stands still          |
 | it is cancelled, paused, changed                   | it begins, which its next version refuses: the item is spent    |
 """
 

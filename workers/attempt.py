@@ -199,6 +199,11 @@ class Attempt:
         return self.execution is not None and self.execution.frozen
 
     @property
+    def stopped_early(self) -> bool:
+        """Whether it is to end before it has begun."""
+        return self.execution is None and self._stop_early is not None
+
+    @property
     def on_last_chance(self) -> bool:
         """Whether it is to run alone."""
         return on_last_chance(self.task)

@@ -197,7 +197,7 @@ class Worker:
             return
         attempt = self._attempts[key] = Attempt(delivery, self._shop)
         self._keeper.hold(delivery.lease)
-        if attempt.on_last_chance:
+        if attempt.on_last_chance and attempt.task.task_name in self._registry:
             self._lone = attempt
         task = asyncio.create_task(attempt.run() if self._lone is not attempt else self._run_alone(attempt))
         self._running[task] = attempt
@@ -207,7 +207,7 @@ class Worker:
         """See ``alone.py``."""
         try:
             await until_alone(self._beside_lone, self._lone_given_up)
-            if self._takes_work():
+            if self._takes_work() and not attempt.stopped_early and len(self._running) <= self.capacity:
                 await attempt.run()
             else:
                 await self._acks.nak(attempt.delivery.lease, 0)
@@ -218,7 +218,8 @@ class Worker:
         return [task for task, each in self._running.items() if each is not self._lone and not each.frozen]
 
     async def _lone_given_up(self) -> bool:
-        return not self._takes_work() or (self._lone is not None and not await self._lone.is_next())
+        lone = self._lone
+        return lone is None or lone.stopped_early or not self._takes_work() or not await lone.is_next()
 
     def _takes_work(self) -> bool:
         return self._membership.state.status is WorkerStatus.ACTIVE and not self._shop.leaving

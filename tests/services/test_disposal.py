@@ -231,8 +231,9 @@ async def test_the_answer_to_an_erasure_names_the_schedule_that_keeps_the_argume
     assert (await backend.post("/schedules", schedule))[0] == 201
     _, made = await backend.post("/schedules/nightly/trigger")
     await backend.complete(made["task_id"])
-    _, answer = await backend.post(f"/tasks/{made['task_id']}/erase")
-    assert answer["message"] == "Task erased; the schedule nightly keeps the arguments that it gave it"
+    for _ in range(2):
+        _, answer = await backend.post(f"/tasks/{made['task_id']}/erase")
+        assert answer["message"] == "Task erased; the schedule nightly keeps the arguments that it gave it"
 
 
 async def test_two_that_share_their_arguments_and_are_erased_at_once_leave_none(backend: Backend, tmp_path: Path) -> None:

@@ -226,6 +226,22 @@ async def test_a_dead_letter_is_redriven_itself_or_refused(backend: Backend, mon
     assert (read["original_task_id"], read["task_kwargs"]) == (one, {"width": 10})
 
 
+async def test_a_dead_letter_whose_place_was_taken_by_what_is_erased_now_is_redriven(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = [await failed_unique(backend, unique=False, unique_key="k", task_kwargs={"width": width}) for width in (10, 11)]
+    gap = Gap(lambda: backend.post(f"/dead-letters/{two}/redrive"))
+    gap.open(monkeypatch)
+    assert (await backend.post(f"/dead-letters/{one}/redrive"))[0] == 409
+    ((_, redriven),) = gap.answers
+    await backend.complete(redriven["task_id"])
+    assert (await backend.post(f"/tasks/{redriven['task_id']}/erase"))[0] == 200
+    status, answer = await backend.post(f"/dead-letters/{two}/redrive")
+    assert (status, answer["code"]) == (409, "TASK_ERASED")
+    status, answer = await backend.post(f"/dead-letters/{one}/redrive")
+    assert (status, answer["original_task_id"]) == (201, one)
+
+
 @pytest.mark.parametrize("dies", [False, True])
 @pytest.mark.parametrize("point", ["submit.after_claim", "submit.after_answer"])
 async def test_a_retry_under_a_key_is_done_once_whoever_takes_the_place_that_it_claimed(

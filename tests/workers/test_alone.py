@@ -12,7 +12,7 @@ from eventq.events.commands import PauseTask
 from eventq.events.handle import handle, handle_any
 from eventq.events.limits import LOSSES_MAX
 from eventq.events.task import Status
-from eventq.events.worker import WORKERS, DrainWorker
+from eventq.events.worker import WORKERS, ChangeCapacity, DrainWorker
 from eventq.workers import alone
 from eventq.workers.alone import until_alone
 from tests.chaos.process import Process
@@ -111,6 +111,24 @@ async def test_what_stands_still_is_not_waited_for(site: Site, control: Control)
     await handle(control.log, scene.running, PauseTask("ada"), source="test")
     await control.until_ended(scene.lone)
     assert control.task(scene.running).frozen
+
+
+async def test_one_that_has_no_place_beside_what_stands_still_is_handed_back(site: Site, control: Control) -> None:
+    scene = Scene(site, control, "no-place")
+    await scene.begin("chaos.plain", running="chaos.gate_plain")
+    worker_id = await control.worker_of(scene.running)
+    await handle_any(control.log, WORKERS, worker_id, ChangeCapacity(1, "ada"), source="test")
+    await handle(control.log, scene.running, PauseTask("ada"), source="test")
+    await scene.start_worker()
+    await control.until_ended(scene.lone)
+    assert control.types(scene.lone)[-1] == "completed"
+
+
+async def test_one_that_its_worker_does_not_know_holds_nobody_up(site: Site, control: Control) -> None:
+    scene = Scene(site, control, "unknown-alone")
+    await scene.begin("nobody.knows.it")
+    await scene.until_work_is_taken()
+    assert control.types(scene.running)[-1] == "started"
 
 
 async def test_one_that_is_cancelled_while_it_waits_holds_nobody_up(site: Site, control: Control) -> None:
