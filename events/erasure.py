@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 
+from eventq.events.catalogue import read_data
 from eventq.events.data import ErrorInfo, EventData
 from eventq.events.envelope import Event, Stored, encode
 from eventq.events.task import Status
@@ -17,6 +18,7 @@ from eventq.events.task_events import (
     Cancelled,
     CancelRequested,
     Completed,
+    Erased,
     ErasedEvent,
     Failed,
     Paused,
@@ -52,6 +54,16 @@ def inputs_of(event: Event) -> list[str]:
             return [] if input_ is None else [input_.key]
         case _:
             return []
+
+
+def submission_left(erased: Erased) -> Submitted | None:
+    """What is left of the task's submission; ``None`` where it carried nothing that had to go."""
+    for left in erased.events:
+        event = left.event
+        if event["version"] == 1:
+            data = read_data("tasks", event["type"], event["schema"], event["data"])
+            return data if isinstance(data, Submitted) else None
+    return None
 
 
 def _emptied(data: EventData) -> EventData:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any
 
 from aiohttp import web
 
 from eventq.events.envelope import Event
+from eventq.events.erasure import submission_left
 from eventq.events.task import Task
 from eventq.events.task_events import Erased
 from eventq.services.answers import ControlAnswer
@@ -64,13 +64,9 @@ def _kept_elsewhere(event: Event | None) -> str:
     """Who keeps the arguments that were erased."""
     if event is None or not isinstance(event.data, Erased):
         return ""
-    kept = ""
-    for left in event.data.events:
-        submitted: Any = left.event["data"]
-        for kind in ("workflow", "schedule") if left.event["version"] == 1 else ():
-            if (giver := submitted.get(f"{kind}_id")) is not None:
-                kept += f"; the {kind} {giver} keeps the arguments that it gave it"
-    return kept
+    submitted = submission_left(event.data)
+    givers = [] if submitted is None else [("workflow", submitted.workflow_id), ("schedule", submitted.schedule_id)]
+    return "".join(f"; the {kind} {giver} keeps the arguments that it gave it" for kind, giver in givers if giver)
 
 
 def _reply(task_id: str, task: Task, message: str) -> Reply[ControlAnswer]:

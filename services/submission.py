@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import structlog
 
-from eventq.events.catalogue import read_data
 from eventq.events.claim import CLAIMS, AnswerKey, Claim, ClaimKey
 from eventq.events.envelope import Stored, Trace
+from eventq.events.erasure import submission_left
 from eventq.events.errors import (
     Conflict,
     IllegalTransition,
@@ -23,7 +23,7 @@ from eventq.events.errors import (
 from eventq.events.failpoints import failpoint
 from eventq.events.handle import CONFLICTS_MAX, Handled, handle_any, read_state, read_task
 from eventq.events.ids import new_id
-from eventq.events.specification import submission_of
+from eventq.events.specification import submission_in, submission_of
 from eventq.events.task import ABSENT, TASKS, Status, Task, from_summary
 from eventq.events.task_events import Erased, Idempotency, Submitted
 from eventq.services.api import SOURCE, Api
@@ -113,7 +113,7 @@ async def _known(api: Api, task_id: str | None, idempotency: Idempotency | None)
         return await _answered(api, claim, idempotency)
     if first is None:
         return None
-    submitted = _submitted(first)
+    submitted = submission_in(first.event)
     check_same(submitted.idempotency, idempotency)
     return Accepted(task_id, first.event.time, submitted, from_summary(first.event.state))
 
@@ -143,17 +143,9 @@ async def _answered(api: Api, claim: Stored, idempotency: Idempotency) -> Accept
     first = await _first(api, found.task_id)
     if first is None:
         return None
-    submitted = _submitted(first)
+    submitted = submission_in(first.event)
     duplicate = submitted.idempotency != idempotency
     return Accepted(found.task_id, first.event.time, submitted, from_summary(first.event.state), duplicate)
-
-
-def _submitted(first: Stored) -> Submitted:
-    if not isinstance(first.event.data, Submitted):
-        raise LogDamaged(
-            f"task {first.event.aggregate_id} does not begin with its submission", task_id=first.event.aggregate_id
-        )
-    return first.event.data
 
 
 async def _submit_unique(api: Api, submission: Submission, submitted: Submitted, trace: Trace) -> Accepted:
@@ -216,7 +208,7 @@ async def _repeated(
         raise
     if first is None:
         return None
-    submitted = _submitted(first)
+    submitted = submission_in(first.event)
     if answer.task_id is None and idempotency is not None:
         check_same(submitted.idempotency, idempotency)
     if (submitted.original_task_id, submitted.idempotency) != (original_id, idempotency):
@@ -229,13 +221,9 @@ async def _repeated(
 async def _erased_repeats(api: Api, task_id: str) -> tuple[str | None, Idempotency | None]:
     """Which task an erased one repeated, under which key."""
     last = await api.log.last(TASKS.name, task_id, fresh=True)
-    left = last.event.data.events if last is not None and isinstance(last.event.data, Erased) else []
-    for each in left:
-        if each.event["version"] == 1:
-            data = read_data(TASKS.name, each.event["type"], each.event["schema"], each.event["data"])
-            if isinstance(data, Submitted):
-                return data.original_task_id, data.idempotency
-    return None, None
+    erased = None if last is None else last.event.data
+    submitted = submission_left(erased) if isinstance(erased, Erased) else None
+    return (None, None) if submitted is None else (submitted.original_task_id, submitted.idempotency)
 
 
 async def _claim(api: Api, submitted: Submitted, new_task_id: str, trace: Trace) -> tuple[str, Task]:
@@ -275,7 +263,7 @@ async def _duplicate(api: Api, task_id: str, holder: Task) -> Accepted:
     first = await _first(api, task_id)
     assert first is not None, "it was read"
     api.freshness.note_write(task_id, holder.version)
-    return Accepted(task_id, first.event.time, _submitted(first), holder, duplicate=True)
+    return Accepted(task_id, first.event.time, submission_in(first.event), holder, duplicate=True)
 
 
 async def repeat(
