@@ -40,6 +40,14 @@ class State(BaseModel):
         """The state one event later, with ``changes``."""
         return self.model_copy(update={"version": self.version + 1, "event_id": event_id, **changes})
 
+    def whole(self) -> dict[str, Any]:
+        """All of it, as a table holds it."""
+        return self.model_dump(mode="json", exclude_defaults=True)
+
+    def summary(self) -> dict[str, Any]:
+        """What of it travels in each event."""
+        return self.whole()
+
 
 S = TypeVar("S", bound=Folded)
 M = TypeVar("M", bound=State)
@@ -95,7 +103,7 @@ def modelled(
         absent=model(),
         decide=decide,
         evolve=evolve,
-        summary=lambda state: state.model_dump(mode="json", exclude_defaults=True),
+        summary=lambda state: state.summary(),
         from_summary=from_summary,
         not_found=not_found,
         creates=creates,

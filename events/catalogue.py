@@ -18,6 +18,7 @@ from eventq.events.queue_events import QueueAdmitted, QueueConfigured, QueuePaus
 from eventq.events.schedule_events import (
     ScheduleCreated,
     ScheduleDeleted,
+    ScheduleErased,
     SchedulePaused,
     ScheduleResumed,
     ScheduleTicked,
@@ -58,6 +59,7 @@ from eventq.events.workflow_events import (
     WorkflowCancelRequested,
     WorkflowCompleted,
     WorkflowCreated,
+    WorkflowErased,
     WorkflowExpired,
     WorkflowFailed,
     WorkflowRetried,
@@ -122,6 +124,7 @@ _TYPES = (
     EventType("schedules", "ticked", ScheduleTicked),
     EventType("schedules", "triggered", ScheduleTriggered),
     EventType("schedules", "deleted", ScheduleDeleted),
+    EventType("schedules", "erased", ScheduleErased),
     EventType("workflows", "created", WorkflowCreated),
     EventType("workflows", "advanced", WorkflowAdvanced),
     EventType("workflows", "approved", NodeApproved),
@@ -134,6 +137,7 @@ _TYPES = (
     EventType("workflows", "failed", WorkflowFailed),
     EventType("workflows", "cancelled", WorkflowCancelled),
     EventType("workflows", "timed_out", WorkflowTimedOut),
+    EventType("workflows", "erased", WorkflowErased),
 )
 
 CATALOGUE: dict[tuple[str, str], EventType] = {(t.aggregate, t.name): t for t in _TYPES}

@@ -1,7 +1,8 @@
 """What is left of an event when what it carried is destroyed: pure. The history stays whole, its contents go.
 
 Ids, versions, links, times, names, numbers and codes stay; arguments, results, error messages, tracebacks, metadata, tags and
-whatever people wrote by hand goes.
+whatever people wrote by hand goes. Of the events of a workflow and a schedule goes what they give their tasks, and what was
+said to a workflow; labels and reasons that are its own stay.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from typing import Any
 import orjson
 
 from eventq.events.catalogue import read_data
-from eventq.events.data import ErrorInfo, EventData
+from eventq.events.data import BlobRef, ErrorInfo, EventData
 from eventq.events.envelope import Event, Stored, encode
+from eventq.events.schedule_events import ScheduleCreated, ScheduleSpec, ScheduleUpdated
 from eventq.events.task import Status
 from eventq.events.task_events import (
     Cancelled,
@@ -27,15 +29,28 @@ from eventq.events.task_events import (
     Submitted,
     Updated,
 )
+from eventq.events.workflow_events import (
+    Condition,
+    Definition,
+    Node,
+    NodeApproved,
+    NodeRejected,
+    WorkflowCreated,
+    WorkflowSignalled,
+)
 
 GONE = "(erased)"
 """Stands for an error's message."""
 
 
-def tombstone(stored: Stored) -> ErasedEvent | None:
-    """What is left of a task's event; ``None`` where it carries nothing that must go."""
+def tombstone(stored: Stored, definition: BlobRef | None = None) -> ErasedEvent | None:
+    """What is left of an event; ``None`` where it carries nothing that must go. ``definition``: where what is left of a
+    workflow's stored definition lies."""
     event = stored.event
-    data, state = _emptied(event.data), _emptied_state(event.state)
+    data = _emptied(event.data)
+    if isinstance(data, WorkflowCreated):
+        data = data.model_copy(update={"stored": definition})
+    state = _emptied_state(event.state) if event.aggregate == "tasks" else event.state
     if data == event.data and state == event.state:
         return None
     left: dict[str, Any] = orjson.loads(encode(event._replace(data=data, state=state)))
@@ -52,18 +67,33 @@ def inputs_of(event: Event) -> list[str]:
     match event.data:
         case Submitted(input=input_) | Updated(submission=Submitted(input=input_)):
             return [] if input_ is None else [input_.key]
+        case ScheduleCreated(spec=ScheduleSpec(task=task)) | ScheduleUpdated(spec=ScheduleSpec(task=task)):
+            return [] if task.input is None else [task.input.key]
         case _:
             return []
 
 
-def submission_left(erased: Erased) -> Submitted | None:
-    """What is left of the task's submission; ``None`` where it carried nothing that had to go."""
-    for left in erased.events:
-        event = left.event
-        if event["version"] == 1:
-            data = read_data("tasks", event["type"], event["schema"], event["data"])
-            return data if isinstance(data, Submitted) else None
+def left_at(kind: str, erased: Erased, version: int) -> EventData | None:
+    """What is left of the data of the event at ``version``; ``None`` where ``erased`` does not tell of it."""
+    for event in (left.event for left in erased.events):
+        if event["version"] == version:
+            return read_data(kind, event["type"], event["schema"], event["data"])
     return None
+
+
+def definition_left(definition: Definition) -> Definition:
+    """What is left of a workflow's nodes: which they are, and what depends on what."""
+    return Definition(nodes=[_node_left(node) for node in definition.nodes])
+
+
+def _node_left(node: Node) -> Node:
+    return node.model_copy(
+        update={
+            "task": None if node.task is None else _emptied(node.task),
+            "compensate": None if node.compensate is None else _emptied(node.compensate),
+            "when": [Condition(node=each.node, path=each.path, op=each.op) for each in node.when],
+        }
+    )
 
 
 def _emptied(data: EventData) -> EventData:
@@ -78,6 +108,15 @@ def _emptied(data: EventData) -> EventData:
             return data.model_copy(update={"error": ErrorInfo(type=data.error.type, message=GONE)})
         case Cancelled() | CancelRequested() | Paused() | PauseRequested():
             return data.model_copy(update={"reason": None})
+        case WorkflowCreated():
+            definition = data.definition
+            return data.model_copy(update={"definition": None if definition is None else definition_left(definition)})
+        case WorkflowSignalled():
+            return data.model_copy(update={"payload": None})
+        case NodeApproved() | NodeRejected():
+            return data.model_copy(update={"comment": None})
+        case ScheduleCreated() | ScheduleUpdated():
+            return data.model_copy(update={"spec": data.spec.model_copy(update={"task": _emptied(data.spec.task)})})
         case _:
             return data
 

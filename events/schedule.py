@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal
 from uuid import UUID, uuid5
 
 from pydantic import Field
@@ -19,10 +19,12 @@ from pydantic import Field
 from eventq.events.aggregate import State, modelled
 from eventq.events.cron import check_zone, times_after
 from eventq.events.data import EventData
+from eventq.events.erasure import left_at
 from eventq.events.errors import IllegalTransition, InvalidInput, ScheduleNotFound
 from eventq.events.schedule_events import (
     ScheduleCreated,
     ScheduleDeleted,
+    ScheduleErased,
     SchedulePaused,
     ScheduleResumed,
     ScheduleSpec,
@@ -30,7 +32,7 @@ from eventq.events.schedule_events import (
     ScheduleTriggered,
     ScheduleUpdated,
 )
-from eventq.events.task_events import Submitted
+from eventq.events.task_events import ErasedEvent, Submitted
 
 TICK = "tick"
 """The hint that a schedule is due."""
@@ -56,10 +58,14 @@ class ScheduleStatus(StrEnum):
 
 class Schedule(State):
     """The fold of a schedule's events. ``last_at``: the newest due time that is dealt with; ``last_task_ids``: what the last
-    tick that made tasks made. ``tasks``, ``dropped``, ``triggered``: how many so far."""
+    tick that made tasks made. ``tasks``, ``dropped``, ``triggered``: how many so far.
+
+    ``spec`` does not travel in the events, where it could never be erased: the event ``spec_version`` has it.
+    """
 
     status: ScheduleStatus = ScheduleStatus.ABSENT
     spec: ScheduleSpec | None = None
+    spec_version: int = 0
     next_at: datetime | None = None
     last_at: datetime | None = None
     last_task_ids: list[str] = Field(default_factory=list[str])
@@ -77,9 +83,17 @@ class Schedule(State):
 
     @property
     def required_spec(self) -> ScheduleSpec:
-        """What it makes when; every schedule that exists has it."""
-        assert self.spec is not None
+        """What it makes when. Raises :class:`IllegalTransition` where that is not there any more."""
+        if self.spec is None:
+            raise IllegalTransition("what the schedule made was erased", status=self.status.value)
         return self.spec
+
+    def summary(self) -> dict[str, Any]:
+        """As in :meth:`State.summary`, without ``spec``."""
+        whole = self.whole()
+        if self.spec_version:  # else an earlier build wrote the state that this one follows from
+            whole.pop("spec", None)
+        return whole
 
 
 NO_SCHEDULE = Schedule()
@@ -143,8 +157,25 @@ class DeleteSchedule:
     requested_by: str
 
 
+@dataclass(frozen=True, slots=True)
+class EraseSchedule:
+    """A task that it made is erased. ``events``: what is to be left of its own that carry arguments."""
+
+    requested_by: str
+    reason: str | None
+    events: tuple[ErasedEvent, ...]
+    blobs: tuple[str, ...] = ()
+
+
 ScheduleCommand = (
-    CreateSchedule | UpdateSchedule | PauseSchedule | ResumeSchedule | TickSchedule | TriggerSchedule | DeleteSchedule
+    CreateSchedule
+    | UpdateSchedule
+    | PauseSchedule
+    | ResumeSchedule
+    | TickSchedule
+    | TriggerSchedule
+    | DeleteSchedule
+    | EraseSchedule
 )
 
 
@@ -152,6 +183,8 @@ def decide_schedule(command: ScheduleCommand, schedule: Schedule) -> list[EventD
     """What follows; empty where the command is already fulfilled. Raises :class:`IllegalTransition`."""
     if isinstance(command, CreateSchedule):
         return [_created(command, schedule)]
+    if isinstance(command, EraseSchedule):
+        return _erased(command, schedule)
     if schedule.status is ScheduleStatus.DELETED:
         if isinstance(command, DeleteSchedule):
             return []
@@ -197,6 +230,22 @@ def _ticked(command: TickSchedule, schedule: Schedule) -> EventData:
     return ticked
 
 
+def _erased(command: EraseSchedule, schedule: Schedule) -> list[EventData]:
+    holds = any(left.event["version"] == schedule.spec_version for left in command.events)
+    if holds and schedule.status is not ScheduleStatus.DELETED:
+        raise IllegalTransition("the schedule still makes tasks of this", status=schedule.status.value)
+    if not command.events:
+        return []
+    return [
+        ScheduleErased(
+            requested_by=command.requested_by,
+            reason=command.reason,
+            events=list(command.events),
+            blobs=list(command.blobs),
+        )
+    ]
+
+
 def _check_version(version: int, schedule: Schedule) -> None:
     if version != schedule.version:
         raise IllegalTransition("decided on an outdated view of the schedule", status=f"version {schedule.version}")
@@ -207,11 +256,11 @@ def evolve_schedule(schedule: Schedule, event_id: str, at: datetime, data: Event
     match data:
         case ScheduleCreated():
             status = ScheduleStatus.PAUSED if data.paused else ScheduleStatus.ACTIVE
-            return schedule.after(event_id, status=status, spec=data.spec, next_at=data.next_at, created_at=at, updated_at=at)
+            return _respecified(schedule, event_id, at, data, status=status, created_at=at)
         case ScheduleUpdated():
             paused = schedule.status is ScheduleStatus.PAUSED
             status = ScheduleStatus.PAUSED if paused else ScheduleStatus.ACTIVE
-            return schedule.after(event_id, status=status, spec=data.spec, next_at=data.next_at, updated_at=at)
+            return _respecified(schedule, event_id, at, data, status=status)
         case SchedulePaused():
             return schedule.after(event_id, status=ScheduleStatus.PAUSED, updated_at=at)
         case ScheduleResumed():
@@ -230,8 +279,19 @@ def evolve_schedule(schedule: Schedule, event_id: str, at: datetime, data: Event
             return schedule.after(event_id, last_trigger_id=data.task_id, triggered=schedule.triggered + 1)
         case ScheduleDeleted():
             return schedule.after(event_id, status=ScheduleStatus.DELETED, next_at=None, updated_at=at)
+        case ScheduleErased():
+            left = left_at(SCHEDULES.name, data, schedule.spec_version)
+            spec = left.spec if isinstance(left, ScheduleCreated | ScheduleUpdated) else schedule.spec
+            return schedule.after(event_id, spec=spec)
         case _:
             raise IllegalTransition(f"{type(data).__name__} is not an event of a schedule")
+
+
+def _respecified(
+    schedule: Schedule, event_id: str, at: datetime, data: ScheduleCreated | ScheduleUpdated, **changes: Any
+) -> Schedule:
+    version = schedule.version + 1
+    return schedule.after(event_id, spec=data.spec, spec_version=version, next_at=data.next_at, updated_at=at, **changes)
 
 
 SCHEDULES = modelled("schedules", Schedule, decide_schedule, evolve_schedule, ScheduleNotFound, (CreateSchedule,))

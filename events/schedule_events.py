@@ -9,7 +9,7 @@ from pydantic import Field
 
 from eventq.events.data import EventData
 from eventq.events.limits import CRON_MAX_CHARS, NAME_MAX_CHARS
-from eventq.events.task_events import Submitted
+from eventq.events.task_events import Erased, Submitted
 
 CatchUp = Literal["skip", "latest", "all"]
 Overlap = Literal["allow", "skip"]
@@ -94,3 +94,7 @@ class ScheduleDeleted(_ScheduleData):
     """It makes nothing any more. Its id stays taken: ids of tasks come from it."""
 
     requested_by: str
+
+
+class ScheduleErased(Erased):
+    """What the schedule made at earlier versions, or before it was deleted, was destroyed, because a task of it was erased."""

@@ -58,6 +58,11 @@ def aggregate_filter(aggregate: str, aggregate_id: str) -> str:
     return f"{aggregate}.{aggregate_id}.>"
 
 
+def type_filter(aggregate: str, aggregate_id: str, name: str) -> str:
+    """Matches every event of one type, which is never work, of one aggregate."""
+    return f"{aggregate}.{aggregate_id}.*.{name}"
+
+
 def version_check(aggregate: str, aggregate_id: str, version: int) -> dict[str, str]:
     """Headers that make an append conditional on nobody having written this version.
 

@@ -199,7 +199,8 @@ class ErasedEvent(EventData):
 
 class Erased(EventData):
     """All that a finished task carried was destroyed: in the log, in the blob store, in every projection. ``events``: what
-    is left of each destroyed event, so that history stays whole. ``blobs``: keys of its arguments that were deleted with it."""
+    is left of each destroyed event, so that history stays whole; the first of them is destroyed last. ``blobs``: keys of its
+    arguments that were deleted with it. Who gave tasks their arguments has events of the same form."""
 
     requested_by: str
     reason: str | None = None

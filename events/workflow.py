@@ -16,6 +16,7 @@ from eventq.events.aggregate import State, modelled
 from eventq.events.data import JSON, EventData
 from eventq.events.errors import IllegalTransition, WorkflowNotFound
 from eventq.events.limits import SIGNALS_MAX
+from eventq.events.task_events import ErasedEvent
 from eventq.events.workflow_events import (
     Ending,
     NodeApproved,
@@ -25,6 +26,7 @@ from eventq.events.workflow_events import (
     WorkflowCancelRequested,
     WorkflowCompleted,
     WorkflowCreated,
+    WorkflowErased,
     WorkflowExpired,
     WorkflowFailed,
     WorkflowRetried,
@@ -56,7 +58,8 @@ RETRYABLE = ENDED - {WorkflowStatus.COMPLETED}
 
 class Workflow(State):
     """The fold of a workflow's events, without its nodes. ``counts``: nodes by status, of those that are not blocked;
-    ``approvals``: the nodes that wait for somebody's word; ``because``: the node whose failure ends it."""
+    ``approvals``: the nodes that wait for somebody's word; ``because``: the node whose failure ends it; ``erased``: the
+    arguments of its tasks were destroyed."""
 
     status: WorkflowStatus = WorkflowStatus.ABSENT
     name: str = ""
@@ -77,6 +80,7 @@ class Workflow(State):
     requested_by: str | None = None
     created_at: datetime | None = None
     ended_at: datetime | None = None
+    erased: bool = False
 
     @property
     def ended(self) -> bool:
@@ -134,7 +138,19 @@ class RetryWorkflow:
     now: datetime
 
 
-WorkflowCommand = CreateWorkflow | AdvanceWorkflow | AnswerNode | SignalWorkflow | CancelWorkflow | RetryWorkflow
+@dataclass(frozen=True, slots=True)
+class EraseWorkflow:
+    """A task of it is erased. ``events``: what is to be left of its own that carry something."""
+
+    requested_by: str
+    reason: str | None
+    events: tuple[ErasedEvent, ...]
+    blobs: tuple[str, ...] = ()
+
+
+WorkflowCommand = (
+    CreateWorkflow | AdvanceWorkflow | AnswerNode | SignalWorkflow | CancelWorkflow | RetryWorkflow | EraseWorkflow
+)
 
 
 def node_task_id(workflow_id: str, node: str, run: int, *, compensation: bool = False) -> str:
@@ -154,6 +170,8 @@ def decide_workflow(command: WorkflowCommand, workflow: Workflow) -> list[EventD
         return [command.event]
     if isinstance(command, RetryWorkflow):
         return [_retried(command, workflow)]
+    if isinstance(command, EraseWorkflow):
+        return _erased(command, workflow)
     if isinstance(command, CancelWorkflow) and (workflow.cancel_requested_by or workflow.status is WorkflowStatus.CANCELLED):
         return []
     if workflow.ended:
@@ -180,8 +198,29 @@ def _refused(command: AnswerNode | SignalWorkflow | CancelWorkflow, workflow: Wo
 def _retried(command: RetryWorkflow, workflow: Workflow) -> WorkflowRetried:
     if workflow.status not in RETRYABLE:
         raise IllegalTransition(f"cannot retry a workflow with status {workflow.status}", status=workflow.status.value)
+    if workflow.erased:
+        raise IllegalTransition("cannot retry a workflow whose arguments were erased", status=workflow.status.value)
     deadline = None if workflow.timeout_s is None else command.now + timedelta(seconds=workflow.timeout_s)
     return WorkflowRetried(run=workflow.run + 1, requested_by=command.requested_by, deadline_at=deadline)
+
+
+def _erased(command: EraseWorkflow, workflow: Workflow) -> list[EventData]:
+    if not workflow.ended:
+        raise IllegalTransition(
+            f"cannot erase a task of a workflow with status {workflow.status}, which may need its arguments yet: cancel the "
+            "workflow, or wait until it has ended",
+            status=workflow.status.value,
+        )
+    if not command.events:
+        return []
+    return [
+        WorkflowErased(
+            requested_by=command.requested_by,
+            reason=command.reason,
+            events=list(command.events),
+            blobs=list(command.blobs),
+        )
+    ]
 
 
 _TERMINAL: dict[type[EventData], WorkflowStatus] = {
@@ -225,6 +264,8 @@ def evolve_workflow(workflow: Workflow, event_id: str, at: datetime, data: Event
                 cancel_requested_by=data.requested_by,
                 cancel_reason=data.reason,
             )
+        case WorkflowErased():
+            return workflow.after(event_id, erased=True)
         case WorkflowExpired():
             return workflow.after(event_id, status=WorkflowStatus.STOPPING, ending=workflow.ending or "TIMED_OUT")
         case WorkflowRetried():

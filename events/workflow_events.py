@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from eventq.events.data import JSON, BlobRef, EventData
-from eventq.events.task_events import Idempotency, Submitted
+from eventq.events.task_events import Erased, Idempotency, Submitted
 
 NodeKind = Literal["task", "approval", "signal"]
 RunIf = Literal["all_succeeded", "any_succeeded", "always"]
@@ -172,3 +172,8 @@ class WorkflowCancelled(EventData):
 
 class WorkflowTimedOut(EventData):
     """All has stopped, because the workflow took too long."""
+
+
+class WorkflowErased(Erased):
+    """The arguments of an ended workflow's tasks, and what was said to it, were destroyed, because one of its tasks was erased.
+    A long history takes several of these."""

@@ -82,8 +82,8 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """What is committed: positions in both streams, and the versions of the tasks that the batch touched. ``erased``: whether
-    something of them was destroyed."""
+    """What is committed: positions in both streams, and the versions of the histories that the batch touched. ``erased``:
+    whether something of them was destroyed."""
 
     position: int
     progress_position: int
@@ -138,7 +138,7 @@ class Applier:
         failpoint("project.after_commit")
         self.checkpoints = after
         self._remember(folded)
-        return self._applied(folded.versions(), erased=bool(folded.erased))
+        return self._applied(folded.versions(), erased=folded.emptied)
 
     def _applied(self, versions: dict[str, int], *, erased: bool = False) -> Applied:
         return Applied(self.checkpoints[EVENTS].position, self.checkpoints[PROGRESS].position, versions, erased)

@@ -136,6 +136,8 @@ class Folded:
     tasks: dict[str, TaskWork] = field(default_factory=dict[str, TaskWork])
     cleaned: dict[str, Row] = field(default_factory=dict[str, Row])
     erased: dict[str, Row] = field(default_factory=dict[str, Row])
+    emptied: bool = False
+    """Whether something was destroyed."""
     erased_events: list[Row] = field(default_factory=list[Row])
     erased_errors: list[Row] = field(default_factory=list[Row])
     nodes: FoldedNodes = field(default_factory=FoldedNodes)
@@ -280,13 +282,15 @@ def _give_up(folded: Folded, task_id: str, task: Task, data: Cleaned | Erased) -
         folded.cleaned[task_id] = (task_id, None, None)
         return
     folded.erased[task_id] = (task_id, "[]", "{}", None, "[]", "{}", None, None, None)
-    folded.erased_events += ((left.position, erased_data(left.event)) for left in data.events)
     folded.erased_errors += ((task_id, attempt, None) for attempt in range(1, task.attempt + 1))
+    _empty_events(folded, "tasks", data)
 
 
-def erased_data(event: Mapping[str, Any]) -> str:
-    """The data of what is left of an erased event, as the ``events`` table holds it."""
-    return read_data("tasks", event["type"], event["schema"], event["data"]).model_dump_json()
+def _empty_events(folded: Folded, kind: str, data: Erased) -> None:
+    folded.emptied = True
+    for position, event in ((left.position, left.event) for left in data.events):
+        left = read_data(kind, event["type"], event["schema"], event["data"])
+        folded.erased_events.append((position, left.model_dump_json()))
 
 
 def _fold_state(folded: Folded, known: Mapping[StateKey, Any], position: int, event: Event, at: datetime) -> None:
@@ -301,6 +305,8 @@ def _fold_state(folded: Folded, known: Mapping[StateKey, Any], position: int, ev
     folded.positions[key] = position
     if isinstance(event.data, WorkflowAdvanced):
         folded.nodes.fold(event.aggregate_id, folded.states[key].run, position, at, event.data)
+    if isinstance(event.data, Erased):
+        _empty_events(folded, event.aggregate, event.data)
     if isinstance(event.data, WorkerRegistered):
         for declared in event.data.tasks:
             folded.declarations[declared.name] = _declaration(declared, event.aggregate_id, at, position)

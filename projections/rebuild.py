@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
@@ -175,11 +176,11 @@ class Replayer:
 
     def rows_erased_after(self, position: int) -> dict[str, list[str]]:
         """By table, the keys of rows that an erasure after ``position`` emptied here."""
-        emptied: dict[str, list[str]] = {"events": [], "tasks": [], "attempts": []}
+        emptied: defaultdict[str, list[str]] = defaultdict(list)
         for left in self._tombstones.erased_after(position):
             event = decode(left.payload, left.subject)
             emptied["events"].append(str(left.position))
-            emptied["tasks"].append(event.aggregate_id)
+            emptied[event.aggregate].append(event.aggregate_id)  # its table is called like its kind
             emptied["attempts"].append(f"{event.aggregate_id} attempt {event.attempt}")
         return emptied
 

@@ -35,7 +35,7 @@ from eventq.projections.fold import Action, Write
 
 log = structlog.get_logger("eventq.store")
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Goes up with every change of ``schema.sql`` or of what the fold writes: older files are rebuilt, not migrated."""
 
 DAMAGED_KEPT = 3

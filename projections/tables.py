@@ -12,7 +12,7 @@ from typing import Any, Generic
 
 import orjson
 
-from eventq.events.aggregate import Aggregate, S
+from eventq.events.aggregate import Aggregate, M
 from eventq.events.claim import CLAIMS, Claim
 from eventq.events.queue import QUEUES, Queue
 from eventq.events.schedule import SCHEDULES, Schedule
@@ -23,24 +23,23 @@ Row = tuple[Any, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class StateTable(Generic[S]):
+class StateTable(Generic[M]):
     """The table of one kind. ``id_column``: its primary key; ``columns`` and ``values``: what can be asked for by SQL."""
 
-    kind: Aggregate[S]
+    kind: Aggregate[M]
     name: str
     id_column: str
     columns: tuple[str, ...]
-    values: Callable[[S], Row]
+    values: Callable[[M], Row]
 
     @property
     def all_columns(self) -> tuple[str, ...]:
         """Every column, in the order of :meth:`row`. ``state``: the whole, from which folding goes on."""
         return (self.id_column, "version", "event_id", "position", "state", *self.columns)
 
-    def row(self, aggregate_id: str, state: S, position: int) -> Row:
+    def row(self, aggregate_id: str, state: M, position: int) -> Row:
         """The row of one of them. ``position``: of its newest event."""
-        whole = to_json(self.kind.summary(state))
-        return (aggregate_id, state.version, state.event_id, position, whole, *self.values(state))
+        return (aggregate_id, state.version, state.event_id, position, to_json(state.whole()), *self.values(state))
 
 
 def naive(at: datetime) -> datetime:

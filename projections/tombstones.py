@@ -19,7 +19,7 @@ from eventq.events.reader import Message, Tail
 from eventq.events.subjects import EVENTS
 from eventq.events.task_events import Erased
 
-ERASED = "tasks.*.*.erased"
+ERASED = "*.*.*.erased"
 SILENCE_MAX_S = 30.0
 
 

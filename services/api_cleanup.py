@@ -6,13 +6,11 @@ from collections.abc import Collection, Sequence
 
 from aiohttp import web
 
-from eventq.events.envelope import Event
-from eventq.events.erasure import submission_left
 from eventq.events.task import Task
-from eventq.events.task_events import Erased
 from eventq.services.answers import ControlAnswer
 from eventq.services.api import api_of, requester, trace_of
-from eventq.services.disposal import clean, erase
+from eventq.services.disposal import clean
+from eventq.services.erase import Asked, erase
 from eventq.services.openapi import HttpRoutes, Reply
 from eventq.services.reading import up_to_date
 from eventq.services.schemas import ReasonRequest, TaskPath
@@ -41,32 +39,22 @@ async def erase_task(request: web.Request, path: TaskPath, body: ReasonRequest |
     """Destroy all that a finished task carried.
 
     Arguments, result, errors, metadata, tags, reasons, progress and files are overwritten in the log, deleted from the blob
-    store and dropped from every projection, for good. What is left says that the task was, when, and how it ended. Arguments
-    that a workflow or a schedule gave it stay in the definition of that one: the answer says so. Refused with 409 while it is
-    not finished.
+    store and dropped from every projection, for good. What is left says that the task was, when, and how it ended.
+
+    So are the arguments in the events of the workflow or the schedule that gave them: of a workflow all that it gave its tasks
+    and that was said to it, after which it cannot be retried; of a schedule all that it made before it was changed or deleted.
+    Refused with 409 while the task or its workflow is not finished, or its schedule still makes tasks of the same arguments.
     """
     api = api_of(request)
-    reason = None if body is None else body.reason
+    asked = Asked(requester(request), None if body is None else body.reason, trace_of(request))
 
-    async def in_use(keys: Sequence[str]) -> Collection[str]:
+    async def in_use(keys: Sequence[str], besides: str) -> Collection[str]:
         await up_to_date(api)
-        return await api.queries.inputs_in_use(keys, besides=path.task_id)
+        return await api.queries.inputs_in_use(keys, besides=besides)
 
-    handled = await erase(api.log, api.blobs, path.task_id, requester(request), reason, in_use, trace_of(request))
+    handled = await erase(api.log, api.blobs, path.task_id, asked, in_use)
     api.freshness.note_write(path.task_id, handled.state.version)
-    event = handled.event
-    if event is None and (last := await api.log.last("tasks", path.task_id, fresh=True)) is not None:
-        event = last.event  # it was erased before
-    return _reply(path.task_id, handled.state, f"Task erased{_kept_elsewhere(event)}")
-
-
-def _kept_elsewhere(event: Event | None) -> str:
-    """Who keeps the arguments that were erased."""
-    if event is None or not isinstance(event.data, Erased):
-        return ""
-    submitted = submission_left(event.data)
-    givers = [] if submitted is None else [("workflow", submitted.workflow_id), ("schedule", submitted.schedule_id)]
-    return "".join(f"; the {kind} {giver} keeps the arguments that it gave it" for kind, giver in givers if giver)
+    return _reply(path.task_id, handled.state, "Task erased")
 
 
 def _reply(task_id: str, task: Task, message: str) -> Reply[ControlAnswer]:

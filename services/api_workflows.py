@@ -11,11 +11,11 @@ from aiohttp import web
 from eventq.events.errors import LogDamaged, PayloadTooLarge, WorkflowNotFound
 from eventq.events.limits import INLINE_PAYLOAD_MAX_BYTES
 from eventq.events.workflow import AnswerNode, CancelWorkflow, SignalWorkflow, Workflow, WorkflowStatus, node_task_id
-from eventq.events.workflow_events import Definition, Node, WorkflowCreated
+from eventq.events.workflow_events import Definition, Node
 from eventq.events.workflow_run import NodeStatus
 from eventq.projections.workflow_queries import Answer, NodeRow, NodeTask, WorkflowStory
 from eventq.services.api import Api, api_of, requester, trace_of
-from eventq.services.coordinator import read_definition
+from eventq.services.definitions import read_created, read_definition
 from eventq.services.idempotency import holding, idempotency_key, record_of
 from eventq.services.openapi import HttpRoutes, Reply
 from eventq.services.reading import AS_OF_HEADER, fresh_enough
@@ -188,6 +188,7 @@ def _summary(workflow_id: str, workflow: Workflow) -> dict[str, Any]:
         "metadata": workflow.metadata,
         "created_at": workflow.created_at,
         "ended_at": workflow.ended_at,
+        "erased": workflow.erased,
         "version": workflow.version,
     }
 
@@ -214,10 +215,10 @@ async def _whole(api: Api, workflow_id: str, story: WorkflowStory) -> WorkflowAn
 
 
 async def _definition(api: Api, workflow_id: str) -> Definition:
-    first = await api.log.at("workflows", workflow_id, 1)
-    if first is None or not isinstance(first.event.data, WorkflowCreated):
+    created = await read_created(api.log, workflow_id)
+    if created is None:
         raise LogDamaged(f"workflow {workflow_id} has no first event", workflow_id=workflow_id)
-    return await read_definition(api.blobs, first.event.data)
+    return await read_definition(api.blobs, created)
 
 
 def _said_to(node: Node, before: int, answers: Sequence[Answer]) -> Any:

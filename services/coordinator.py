@@ -33,7 +33,7 @@ from eventq.events.errors import (
 )
 from eventq.events.failpoints import failpoint
 from eventq.events.handle import handle, handle_any
-from eventq.events.limits import INLINE_PAYLOAD_MAX_BYTES, WORKFLOW_DEFINITION_MAX_BYTES
+from eventq.events.limits import INLINE_PAYLOAD_MAX_BYTES
 from eventq.events.log import EventLog
 from eventq.events.submitter import Submitter
 from eventq.events.task_events import Submitted
@@ -43,6 +43,7 @@ from eventq.events.workflow_events import Definition, WorkflowAdvanced, Workflow
 from eventq.events.workflow_run import Owner, Plan, PlannedEvent, Run, needed_by, plan, task_of
 from eventq.events.workflow_values import TOO_MUCH, Unresolved, Wanted
 from eventq.services.clock import CarriedClock, broker_clock
+from eventq.services.definitions import read_definition
 from eventq.services.follower import Fact, Follower
 from eventq.services.node_results import Fetched, NodeResults
 from eventq.services.side_by_side import side_by_side
@@ -73,7 +74,8 @@ each."""
 LOOK_EVERY_S = 0.5
 """How often all workflows are looked through for what is due."""
 
-TERMINAL_EVENTS = frozenset({"completed", "failed", "cancelled", "timed_out"})
+TERMINAL_EVENTS = frozenset({"completed", "failed", "cancelled", "timed_out", "erased"})
+"""After these a workflow does nothing by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -407,11 +409,3 @@ class Coordinator:
 def _why(run: Run) -> str | None:
     """Why the tasks of a workflow that stops are cancelled."""
     return run.state.cancel_reason if run.state.cancel_requested_by else f"its workflow ends as {run.state.ending}"
-
-
-async def read_definition(blobs: BlobStore, created: WorkflowCreated) -> Definition:
-    """The nodes of a workflow, from its event or the blob store."""
-    if created.definition is not None:
-        return created.definition
-    assert created.stored is not None
-    return Definition.model_validate_json(await blobs.get_async(created.stored, max_bytes=WORKFLOW_DEFINITION_MAX_BYTES))

@@ -13,7 +13,7 @@ from eventq.events.envelope import Trace
 from eventq.events.errors import IllegalTransition, InvalidInput, PayloadTooLarge, ScheduleNotFound
 from eventq.events.handle import CONFLICTS_MAX, Handled, handle_any, read_state, read_task
 from eventq.events.ids import new_id
-from eventq.events.limits import EVENT_MAX_BYTES
+from eventq.events.limits import EVENT_MAX_BYTES, INLINE_PAYLOAD_MAX_BYTES
 from eventq.events.schedule import (
     NO_SCHEDULE,
     SCHEDULES,
@@ -36,11 +36,8 @@ from eventq.services.http_limits import PARSE_INLINE_MAX_BYTES
 from eventq.services.preconditions import check_version
 from eventq.services.preparation import declaration_of
 from eventq.services.schedule_models import SchedulePatch, ScheduleRequest
-from eventq.services.schedules import tick_hint
+from eventq.services.schedules import read_schedule, tick_hint, with_spec
 from eventq.services.task_options import NAMES, asked, resolved
-
-INLINE_MAX_BYTES = 8 * 1024
-"""Arguments above this go to the blob store: a schedule's state, and with it they, travel in each of its events."""
 
 _TIMING = ("cron", "time_zone", "catch_up", "overlap", "starts_at", "ends_at")
 
@@ -79,7 +76,7 @@ async def change(
     """Carry out the command that ``make`` makes of the present schedule, with the timer that what follows needs."""
     now = await broker_clock(api.log.broker)()
     for round_ in range(CONFLICTS_MAX):
-        schedule = await read_state(api.log, SCHEDULES, schedule_id, fresh=True)
+        schedule = await read_schedule(api.log, schedule_id, fresh=True)
         if schedule.version == 0:
             raise ScheduleNotFound(schedule_id)
         command = await make(schedule, now)
@@ -100,7 +97,7 @@ async def change(
 
 async def trigger(api: Api, schedule_id: str, key: str | None, requested_by: str, trace: Trace) -> tuple[str, Schedule]:
     """Make the schedule's task now. ``key``: the same one makes one task, whenever and however often it comes."""
-    schedule = await read_state(api.log, SCHEDULES, schedule_id, fresh=True)
+    schedule = await read_schedule(api.log, schedule_id, fresh=True)
     if schedule.version == 0:
         raise ScheduleNotFound(schedule_id)
     task_id = new_id() if key is None else trigger_task_id(schedule_id, key)
@@ -121,7 +118,7 @@ async def _handled(api: Api, schedule_id: str, command: ScheduleCommand, trace: 
         api.log, SCHEDULES, schedule_id, command, source=SOURCE, trace=trace, state=state
     )
     api.freshness.note_write(version_key("schedules", schedule_id), handled.state.version)
-    return handled.state
+    return await with_spec(api.log, schedule_id, handled.state)
 
 
 async def _task(api: Api, task_name: str, options: dict[str, Any], before: Submitted | None, requested_by: str) -> Submitted:
@@ -140,7 +137,7 @@ async def _with_arguments(api: Api, task: Submitted, args: list[Any], kwargs: di
         await asyncio.to_thread(api.declarations.check, declaration, args, kwargs)
     else:
         api.declarations.check(declaration, args, kwargs)
-    if len(encoded) <= INLINE_MAX_BYTES:
+    if len(encoded) <= INLINE_PAYLOAD_MAX_BYTES:
         return task.model_copy(update={"args": args, "kwargs": kwargs})
     return task.model_copy(update={"input": await api.blobs.put_async(encoded, media_type="application/json")})
 
@@ -175,8 +172,7 @@ def _spec(values: dict[str, Any]) -> ScheduleSpec:
         raise InvalidInput("/ends_at", "lies before /starts_at", limit=spec.starts_at.isoformat())
     if spec.catch_up == "all" and spec.overlap == "skip":
         raise InvalidInput("/overlap", "cannot be skip where catch_up is all: every missed tick but one would be skipped")
-    # It stands in the events of the schedule twice: as what was asked for, and in the state.
     size = len(spec.model_dump_json(exclude_defaults=True))
-    if size > EVENT_MAX_BYTES // 4:
-        raise PayloadTooLarge("/metadata", f"the schedule is larger than {EVENT_MAX_BYTES // 4} bytes", found=size)
+    if size > EVENT_MAX_BYTES // 2:
+        raise PayloadTooLarge("/metadata", f"the schedule is larger than {EVENT_MAX_BYTES // 2} bytes", found=size)
     return spec

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import nats.errors
 import structlog
@@ -31,7 +32,7 @@ from eventq.events.schedule import (
     plan_tick,
     tick_task,
 )
-from eventq.events.schedule_events import ScheduleSpec, ScheduleTicked
+from eventq.events.schedule_events import ScheduleCreated, ScheduleSpec, ScheduleTicked, ScheduleUpdated
 from eventq.events.submitter import Submitter
 from eventq.events.timers import Hint, set_timer
 from eventq.services.clock import Clock, broker_clock
@@ -45,6 +46,21 @@ GRACE_S = 5.0
 
 AT_ONCE_MAX_LAG = timedelta(hours=6)
 """Due times of so long are counted at once; those of a longer outage in a thread, because there may be very many."""
+
+
+async def read_schedule(event_log: EventLog, schedule_id: str, *, fresh: bool = False) -> Schedule:
+    """The schedule as its last event tells it, with what it makes; ``NO_SCHEDULE`` if there is none. See :func:`read_state`."""
+    return await with_spec(event_log, schedule_id, await read_state(event_log, SCHEDULES, schedule_id, fresh=fresh))
+
+
+async def with_spec(event_log: EventLog, schedule_id: str, schedule: Schedule) -> Schedule:
+    """The schedule with what it makes, to which its state in an event only refers; without it where it was erased."""
+    if schedule.spec is not None or schedule.version == 0:
+        return schedule
+    stored = await event_log.settled(SCHEDULES.name, schedule_id, schedule.spec_version)
+    if stored is None or not isinstance(stored.event.data, ScheduleCreated | ScheduleUpdated):
+        return schedule
+    return schedule.model_copy(update={"spec": stored.event.data.spec})
 
 
 def tick_hint(schedule_id: str) -> Hint:
@@ -65,7 +81,7 @@ class TickMaker:
     async def tick(self, hint: Hint) -> bool:
         """Deal with all due times of a schedule. Answers whether the hint is spent: not where it came before its event."""
         for round_ in range(CONFLICTS_MAX):
-            schedule = await read_state(self._log, SCHEDULES, hint.id, fresh=round_ > 0)
+            schedule = await read_schedule(self._log, hint.id, fresh=round_ > 0)
             if schedule.version == 0:
                 return False
             if await self._decide(hint.id, schedule):
@@ -112,10 +128,16 @@ class TickMaker:
                 continue  # made already: by a scheduler that died, or by one beside us
             failpoint("schedule.after_submit")
 
-    async def make_missing(self, schedule_id: str, spec: ScheduleSpec, task_ids: Sequence[str]) -> int:
-        """Make those of them that have no history at all, which an erased task has; answers how many."""
+    async def make_missing(self, schedule_id: str, state: dict[str, Any], task_ids: Sequence[str]) -> int:
+        """Make those of them that have no history at all, which an erased task has; answers how many. ``state``: the schedule's
+        as it travels in the event that decided them. Where what it made was erased since, nothing can be made."""
         missing = [task_id for task_id in task_ids if (await read_task(self._log, task_id, fresh=True)).version == 0]
-        await self.make(schedule_id, spec, missing)
+        if not missing:
+            return 0
+        schedule = await with_spec(self._log, schedule_id, SCHEDULES.from_summary(state))
+        if schedule.spec is None:
+            return 0
+        await self.make(schedule_id, schedule.spec, missing)
         return len(missing)
 
     async def _make_missing(self, schedule_id: str) -> None:
@@ -123,8 +145,7 @@ class TickMaker:
         left to the sweep, which has the schedule as it was."""
         stored = await self._log.last(SCHEDULES.name, schedule_id, fresh=True)
         if stored is not None and isinstance(stored.event.data, ScheduleTicked):
-            spec = SCHEDULES.from_summary(stored.event.state).required_spec
-            await self.make_missing(schedule_id, spec, stored.event.data.task_ids)
+            await self.make_missing(schedule_id, stored.event.state, stored.event.data.task_ids)
 
     async def _busy(self, schedule_id: str, schedule: Schedule) -> bool:
         """Whether the task of the tick before is unfinished, or was decided and is not made yet."""
@@ -191,6 +212,5 @@ class ScheduleSweep:
         made = 0
         for task_id, (schedule_id, fact) in list(self._unmade.items()):
             if datetime.fromtimestamp(fact.stored_ns / 1e9, UTC) < late:
-                spec = SCHEDULES.from_summary(fact.state).required_spec
-                made += await self._ticks.make_missing(schedule_id, spec, [task_id])
+                made += await self._ticks.make_missing(schedule_id, fact.state, [task_id])
         return len(overdue) + made

@@ -11,7 +11,7 @@ import structlog
 
 from eventq.events.claim import CLAIMS, AnswerKey, Claim, ClaimKey
 from eventq.events.envelope import Stored, Trace
-from eventq.events.erasure import submission_left
+from eventq.events.erasure import left_at
 from eventq.events.errors import (
     Conflict,
     IllegalTransition,
@@ -222,8 +222,8 @@ async def _erased_repeats(api: Api, task_id: str) -> tuple[str | None, Idempoten
     """Which task an erased one repeated, under which key."""
     last = await api.log.last(TASKS.name, task_id, fresh=True)
     erased = None if last is None else last.event.data
-    submitted = submission_left(erased) if isinstance(erased, Erased) else None
-    return (None, None) if submitted is None else (submitted.original_task_id, submitted.idempotency)
+    submitted = left_at("tasks", erased, 1) if isinstance(erased, Erased) else None
+    return (submitted.original_task_id, submitted.idempotency) if isinstance(submitted, Submitted) else (None, None)
 
 
 async def _claim(api: Api, submitted: Submitted, new_task_id: str, trace: Trace) -> tuple[str, Task]:

@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-import orjson
-
 from eventq.events.envelope import Trace
-from eventq.events.errors import IllegalTransition, InvalidInput, LogDamaged, PayloadTooLarge
+from eventq.events.errors import IllegalTransition, InvalidInput, PayloadTooLarge
 from eventq.events.handle import Handled, handle_any, read_state
 from eventq.events.ids import new_id
 from eventq.events.limits import INLINE_PAYLOAD_MAX_BYTES, WORKFLOW_DEFINITION_MAX_BYTES
@@ -34,6 +32,7 @@ from eventq.events.workflow_values import references
 from eventq.projections.fold import version_key
 from eventq.services.api import SOURCE, Api
 from eventq.services.clock import broker_clock
+from eventq.services.definitions import encode_definition, read_created, store_definition
 from eventq.services.idempotency import check_same, keyed_id
 from eventq.services.preparation import declaration_of
 from eventq.services.submission import refuse_when_damaged
@@ -105,12 +104,10 @@ async def retry(api: Api, workflow_id: str, requested_by: str, trace: Trace) -> 
 
 
 async def _known(api: Api, workflow_id: str, record: Idempotency) -> Workflow | None:
-    first = await api.log.at("workflows", workflow_id, 1)
-    if first is None:
+    created = await read_created(api.log, workflow_id)
+    if created is None:
         return None
-    if not isinstance(first.event.data, WorkflowCreated):
-        raise LogDamaged(f"workflow {workflow_id} has no first event", workflow_id=workflow_id)
-    check_same(first.event.data.idempotency, record)
+    check_same(created.idempotency, record)
     return await read_state(api.log, WORKFLOWS, workflow_id, fresh=True)
 
 
@@ -122,7 +119,7 @@ async def _set_deadline(api: Api, workflow_id: str, deadline_at: datetime, versi
 async def _created(
     api: Api, body: WorkflowRequest, definition: Definition, keyed: Keyed | None, requested_by: str, now: datetime
 ) -> WorkflowCreated:
-    encoded = orjson.dumps(definition.model_dump(mode="json", exclude_defaults=True))
+    encoded = encode_definition(definition)
     if len(encoded) > WORKFLOW_DEFINITION_MAX_BYTES:
         problem = f"are larger than {WORKFLOW_DEFINITION_MAX_BYTES} bytes, once complete"
         raise PayloadTooLarge("/nodes", problem, limit=WORKFLOW_DEFINITION_MAX_BYTES, found=len(encoded))
@@ -132,7 +129,7 @@ async def _created(
         name=body.name,
         nodes=len(definition.nodes),
         definition=None if large else definition,
-        stored=await api.blobs.put_async(encoded, media_type="application/json") if large else None,
+        stored=await store_definition(api.blobs, encoded) if large else None,
         timeout_s=timeout_s,
         deadline_at=None if timeout_s is None else now + timedelta(seconds=timeout_s),
         tags=body.tags,

@@ -155,7 +155,7 @@ class NodeAnswer(Answer):
 
 class WorkflowSummary(Answer):
     """A workflow without its nodes. `counts`: nodes by status; `because`: the node whose failure ended it; `approvals`: the
-    nodes that wait for somebody's word."""
+    nodes that wait for somebody's word; `erased`: what it gave its tasks was destroyed, because one of them was erased."""
 
     workflow_id: str
     name: str
@@ -173,6 +173,7 @@ class WorkflowSummary(Answer):
     metadata: dict[str, str]
     created_at: datetime | None
     ended_at: datetime | None
+    erased: bool
     version: int
 
 

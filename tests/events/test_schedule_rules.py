@@ -14,6 +14,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from eventq.events.cron import check_cron, check_zone, explain_cron, times_after
 from eventq.events.data import EventData
+from eventq.events.envelope import Stored, next_event
+from eventq.events.erasure import tombstone
 from eventq.events.errors import IllegalTransition, InvalidInput
 from eventq.events.schedule import (
     CATCH_UP_MAX,
@@ -21,6 +23,7 @@ from eventq.events.schedule import (
     SCHEDULES,
     CreateSchedule,
     DeleteSchedule,
+    EraseSchedule,
     PauseSchedule,
     ResumeSchedule,
     Schedule,
@@ -36,6 +39,7 @@ from eventq.events.schedule import (
 from eventq.events.schedule_events import (
     ScheduleCreated,
     ScheduleDeleted,
+    ScheduleErased,
     SchedulePaused,
     ScheduleResumed,
     ScheduleSpec,
@@ -43,7 +47,7 @@ from eventq.events.schedule_events import (
     ScheduleTriggered,
     ScheduleUpdated,
 )
-from eventq.events.task_events import Submitted
+from eventq.events.task_events import ErasedEvent, Submitted
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
@@ -131,8 +135,74 @@ def test_the_state_travels_whole() -> None:
         ScheduleTriggered(task_id="t", requested_by="ada"),
         PAUSED,
     )
-    assert SCHEDULES.from_summary(SCHEDULES.summary(schedule)) == schedule
+    assert as_it_travels(schedule) == schedule
     assert (schedule.status, schedule.tasks, schedule.dropped, schedule.triggered) == (ScheduleStatus.PAUSED, 2, 3, 1)
+
+
+def as_it_travels(schedule: Schedule) -> Schedule:
+    """The schedule as whoever reads its last event has it, with what it makes put back from the event that says so."""
+    state = SCHEDULES.summary(schedule)
+    assert "spec" not in state
+    return SCHEDULES.from_summary(state).model_copy(update={"spec": schedule.spec})
+
+
+def test_a_state_of_an_earlier_build_keeps_what_is_made() -> None:
+    before = active()
+    state = before.whole()
+    del state["spec_version"]
+    after = SCHEDULES.evolve(SCHEDULES.from_summary(state), "event-2", NOON, PAUSED)
+    assert SCHEDULES.from_summary(SCHEDULES.summary(after)).spec == before.spec
+
+
+# What it gave is erased
+
+
+def remains(*events: EventData, of: int) -> tuple[ErasedEvent, ...]:
+    """What is to be left of the event at version ``of`` of this history."""
+    before = given_events(*events[: of - 1])
+    event, _ = next_event(SCHEDULES, "s", before, events[of - 1], source="test", at=NOON)
+    left = tombstone(Stored(of, event))
+    assert left is not None
+    return (left,)
+
+
+SECRET = ScheduleCreated(
+    spec=spec().model_copy(update={"task": TASK.model_copy(update={"args": ["secret"], "tags": ["secret"]})}),
+    next_at=NOON,
+    requested_by="ada",
+)
+CHANGED = ScheduleUpdated(spec=spec(), next_at=NOON, requested_by="ada")
+
+
+def test_what_is_left_of_what_it_gave_says_nothing() -> None:
+    (left,) = remains(SECRET, of=1)
+    assert "secret" not in left.model_dump_json()
+
+
+def test_a_deleted_schedule_is_emptied() -> None:
+    left = remains(SECRET, DELETED, of=1)
+    command = EraseSchedule("ada", "asked to", left, ("blob",))
+    (data,) = SCHEDULES.decide(command, given_events(SECRET, DELETED))
+    assert data == ScheduleErased(requested_by="ada", reason="asked to", events=list(left), blobs=["blob"])
+    after = given_events(SECRET, DELETED, data)
+    assert (after.status, after.required_spec.task.args, after.required_spec.task.tags) == (ScheduleStatus.DELETED, [], [])
+    assert given_events(CREATED, DELETED, data).spec == after.spec, "as if it had never held more"
+
+
+def test_a_changed_schedule_goes_on_with_what_it_makes_now() -> None:
+    (data,) = SCHEDULES.decide(EraseSchedule("ada", None, remains(SECRET, CHANGED, of=1)), given_events(SECRET, CHANGED))
+    before, after = given_events(SECRET, CHANGED), given_events(SECRET, CHANGED, data)
+    assert (after.spec, after.status, after.next_at) == (before.spec, before.status, before.next_at)
+
+
+def test_what_it_makes_now_cannot_be_erased() -> None:
+    with pytest.raises(IllegalTransition, match="still makes"):
+        SCHEDULES.decide(EraseSchedule("ada", None, remains(SECRET, of=1)), given_events(SECRET))
+
+
+def test_where_nothing_is_to_be_erased_nothing_follows() -> None:
+    for history in ([SECRET], [SECRET, DELETED]):
+        assert SCHEDULES.decide(EraseSchedule("ada", None, ()), given_events(*history)) == []
 
 
 def test_a_paused_schedule_stays_paused_when_it_is_updated() -> None:
@@ -274,7 +344,8 @@ class Life(RuleBasedStateMachine):
         self.made: list[str] = []
         self.dropped = 0
         self.views = [NO_SCHEDULE]
-        wanted = spec(cron, **options)
+        self.specs: list[Stored] = []
+        wanted = spec(cron, **options).model_copy(update={"task": TASK.model_copy(update={"args": ["secret"]})})
         self.handle(CreateSchedule(wanted, first_due(wanted, NO_SCHEDULE, self.now), paused, "ada"))
 
     def handle(self, command: Any) -> None:
@@ -285,7 +356,9 @@ class Life(RuleBasedStateMachine):
             assert self.schedule == before
             return
         for data in decided:
-            self.schedule = SCHEDULES.evolve(self.schedule, f"event-{before.version + 1}", self.now, data)
+            event, self.schedule = next_event(SCHEDULES, "s", before, data, source="test", at=self.now)
+            if isinstance(data, ScheduleCreated | ScheduleUpdated):
+                self.specs.append(Stored(event.version, event))
             if isinstance(data, ScheduleTicked):
                 self.nominals.append(data.nominal)
                 self.made += data.task_ids
@@ -323,6 +396,18 @@ class Life(RuleBasedStateMachine):
         if sure > 950:
             self.handle(DeleteSchedule("ada"))
 
+    @rule(which=st.integers(0, 5))
+    def a_task_is_erased(self, which: int) -> None:
+        """One of the events that said what it makes is emptied."""
+        stored = self.specs[which % len(self.specs)]
+        if (left := tombstone(stored)) is not None:
+            self.handle(EraseSchedule("ada", None, (left,)))
+
+    @invariant()
+    def a_schedule_that_is_not_deleted_gives_its_tasks_what_it_was_told(self) -> None:
+        given = [] if self.schedule.status is ScheduleStatus.DELETED else ["secret"]
+        assert self.schedule.required_spec.task.args in (["secret"], given)
+
     @invariant()
     def no_due_time_is_dealt_with_twice(self) -> None:
         assert all(before < after for before, after in pairwise(self.nominals))
@@ -333,7 +418,7 @@ class Life(RuleBasedStateMachine):
     def what_comes_next_was_not_dealt_with(self) -> None:
         last, following = self.schedule.last_at, self.schedule.next_at
         assert last is None or following is None or following > last
-        assert SCHEDULES.from_summary(SCHEDULES.summary(self.schedule)) == self.schedule
+        assert as_it_travels(self.schedule) == self.schedule
 
 
 TestLife = Life.TestCase

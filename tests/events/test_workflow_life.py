@@ -18,10 +18,12 @@ from eventq.events import workflow_run
 from eventq.events.data import EventData
 from eventq.events.errors import IllegalTransition
 from eventq.events.task import TERMINAL
+from eventq.events.task_events import ErasedEvent
 from eventq.events.workflow import (
     AdvanceWorkflow,
     AnswerNode,
     CancelWorkflow,
+    EraseWorkflow,
     RetryWorkflow,
     SignalWorkflow,
     Workflow,
@@ -35,6 +37,8 @@ from tests.events import workflow_world
 from tests.events.workflow_world import TASK, World, graphs, step
 
 WHICH = st.integers(0, 1_000)
+CREATED = {"version": 1, "type": "created", "schema": 1, "data": {"name": "w", "nodes": 1}}
+ERASE = EraseWorkflow("ada", None, (ErasedEvent(position=1, subject="workflows.w.1.created", event=CREATED),))
 ENDS = st.sampled_from(["COMPLETED", "COMPLETED", "COMPLETED", "FAILED", "TIMED_OUT", "CANCELLED"])
 
 
@@ -151,6 +155,17 @@ class WorkflowLife(RuleBasedStateMachine):
         ended = self.world.run.state.status
         if self.ask(RetryWorkflow("ada", self.world.now)):
             assert ended in {WorkflowStatus.FAILED, WorkflowStatus.CANCELLED, WorkflowStatus.TIMED_OUT}
+
+    @rule(sure=st.integers(0, 19))
+    def a_task_of_it_is_erased(self, sure: int) -> None:
+        """Seldom: nothing follows."""
+        if sure == 19:
+            ended = self.world.run.state.ended
+            assert self.ask(ERASE) == ended
+
+    @invariant()
+    def what_was_emptied_never_runs_again(self) -> None:
+        assert self.world.run.state.ended or not self.world.run.state.erased
 
     @rule(seconds=st.sampled_from([1, 60, 400]))
     def time_passes(self, seconds: int) -> None:

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eventq.events.erasure import definition_left
 from eventq.events.errors import IllegalTransition, InvalidInput
 from eventq.events.limits import NODE_RESULTS_MAX_BYTES
+from eventq.events.task_events import ErasedEvent
 from eventq.events.workflow import (
     AdvanceWorkflow,
     AnswerNode,
     CancelWorkflow,
+    EraseWorkflow,
     RetryWorkflow,
     SignalWorkflow,
     WorkflowStatus,
     node_task_id,
 )
-from eventq.events.workflow_events import Condition, Definition, Node, WorkflowAdvanced
+from eventq.events.workflow_events import Condition, Definition, Node, WorkflowAdvanced, WorkflowErased
 from eventq.events.workflow_graph import check_graph
 from eventq.events.workflow_run import SETTLED, NodeStatus, Owner, Run, plan, task_of
 from eventq.events.workflow_values import Unresolved, Wanted, resolve
@@ -190,6 +194,46 @@ def test_a_retry_runs_what_did_not_complete_again() -> None:
     assert world.made[-2:] == [node_task_id("w", name, 2) for name in ("b", "c")]
     assert world.run.state.status is WorkflowStatus.COMPLETED
     assert world.run.state.counts == {"COMPLETED": 3}
+
+
+CREATED = {"version": 1, "type": "created", "schema": 1, "data": {"name": "w", "nodes": 1}}
+ERASE = EraseWorkflow("ada", "asked to", (ErasedEvent(position=1, subject="workflows.w.1.created", event=CREATED),), ("blob",))
+
+
+def test_an_ended_workflow_is_emptied_and_not_retried() -> None:
+    world = World([step("a"), step("b", "a")], {"b": "FAILED"})
+    world.go()
+    assert world.command(replace(ERASE, events=())) == [], "where nothing is to be erased nothing follows"
+    assert world.command(ERASE) == [
+        WorkflowErased(requested_by="ada", reason="asked to", events=list(ERASE.events), blobs=["blob"])
+    ]
+    assert (world.run.state.status, world.run.state.erased) == (WorkflowStatus.FAILED, True)
+    with pytest.raises(IllegalTransition, match="arguments were erased"):
+        world.command(RetryWorkflow("ada", world.now))
+
+
+def test_what_a_workflow_may_need_yet_is_not_erased() -> None:
+    world = World([step("a"), step("b", "a")])
+    for events in (ERASE.events, ()):
+        with pytest.raises(IllegalTransition, match="may need its arguments yet"):
+            world.command(replace(ERASE, events=events))
+
+
+@pytest.mark.parametrize("where", ["kwargs", "args", "compensate", "when", "tags"])
+def test_what_is_left_of_a_definition_is_its_structure(where: str) -> None:
+    given = {"args": ["secret"], "kwargs": {"x": "secret"}, "tags": ["secret"]}
+    changes = {name: value for name, value in given.items() if name == where or (name, where) == ("kwargs", "compensate")}
+    task = TASK.model_copy(update=changes)
+    condition = [Condition(node="a", path="/n", value="secret")] if where == "when" else []
+    node = Node(name="b", depends_on=["a"], task=task, compensate=task if where == "compensate" else None, when=condition)
+    (left,) = definition_left(Definition(nodes=[node])).nodes
+    assert "secret" not in left.model_dump_json()
+    assert (left.name, left.depends_on, [(each.node, each.path) for each in left.when]) == (
+        "b",
+        ["a"],
+        [("a", "/n") for _ in condition],
+    )
+    assert (left.compensate is None) == (node.compensate is None)
 
 
 def test_what_completed_is_not_run_again_though_what_comes_before_it_is() -> None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
+import orjson
+
 from eventq.events.aggregate import Aggregate, S
 from eventq.events.catalogue import TYPE_OF
 from eventq.events.claim import CLAIMS
@@ -28,6 +30,7 @@ from eventq.events.schedule import SCHEDULES
 from eventq.events.schedule_events import (
     ScheduleCreated,
     ScheduleDeleted,
+    ScheduleErased,
     SchedulePaused,
     ScheduleResumed,
     ScheduleSpec,
@@ -81,6 +84,7 @@ from eventq.events.workflow_events import (
     WorkflowCancelRequested,
     WorkflowCompleted,
     WorkflowCreated,
+    WorkflowErased,
     WorkflowExpired,
     WorkflowFailed,
     WorkflowRetried,
@@ -369,6 +373,18 @@ WORKFLOW = WorkflowCreated(
 BY_REFERENCE = WorkflowCreated(
     name="large", nodes=1000, stored=BlobRef(key="sha256/ab/ab", sha256="ab" * 32, size_bytes=70_000), requested_by="ada"
 )
+BARE = WorkflowCreated(name="order", nodes=1, definition=Definition(nodes=[Node(name="ok", kind="approval")]))
+BARE_SCHEDULE = ScheduleCreated(
+    spec=SPEC.model_copy(update={"task": submitted(args=[], kwargs={})}), next_at=START, requested_by="ada"
+)
+
+
+def _left(owner: str, created: EventData) -> ErasedEvent:
+    """What is left of a first event."""
+    event = {"type": "created", "version": 1, "schema": 1, "data": orjson.loads(orjson.dumps(created.wire()))}
+    return ErasedEvent(position=12, subject=f"{owner}.1.created", event=event)
+
+
 WORKFLOW_LIVES: dict[str, list[EventData]] = {
     "workflow-failed": [
         WORKFLOW,
@@ -411,6 +427,12 @@ WORKFLOW_LIVES: dict[str, list[EventData]] = {
         WorkflowAdvanced(skipped=[NodeSkip(node="b", reason="condition"), NodeSkip(node="c", reason="dependencies")]),
         WorkflowCompleted(),
     ],
+    "workflow-erased": [
+        WORKFLOW,
+        WorkflowCancelRequested(requested_by="ada"),
+        WorkflowCancelled(),
+        WorkflowErased(requested_by="ada", reason="asked to", events=[_left("workflows.wf-1", BARE)], blobs=[BLOB.key]),
+    ],
 }
 
 SCHEDULE_LIVES: dict[str, list[EventData]] = {
@@ -433,6 +455,11 @@ SCHEDULE_LIVES: dict[str, list[EventData]] = {
         ),
         ScheduleTicked(nominal=START + timedelta(days=2), dropped=1, why="overlap"),
         ScheduleDeleted(requested_by="ada"),
+    ],
+    "schedule-erased": [
+        ScheduleCreated(spec=SPEC, next_at=START + timedelta(minutes=1), requested_by="ada"),
+        ScheduleDeleted(requested_by="ada"),
+        ScheduleErased(requested_by="ada", events=[_left("schedules.nightly", BARE_SCHEDULE)], blobs=[BLOB.key]),
     ],
 }
 

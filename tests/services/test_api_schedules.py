@@ -157,7 +157,7 @@ async def test_null_takes_an_end_away(backend: Backend) -> None:
 
 
 async def test_large_arguments_are_kept_by_reference_and_outlive_an_update(backend: Backend) -> None:
-    before = await created(backend, schedule_id="big", task_name="echo", task_kwargs={"message": "x" * 20_000})
+    before = await created(backend, schedule_id="big", task_name="echo", task_kwargs={"message": "x" * 70_000})
     assert before["input"] is not None
     assert before["task_kwargs"] is None
     _, after = await call(backend, "PATCH", "/schedules/big", {"priority": 1})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
@@ -18,32 +18,23 @@ from eventq.events.broker import StreamFacts
 from eventq.events.commands import CompleteAttempt
 from eventq.events.ending import end
 from eventq.events.errors import BlobNotFound, LogUnavailable
-from eventq.events.handle import read_state, read_task
+from eventq.events.handle import read_task
 from eventq.events.report import Log, LogLine, Progress
 from eventq.events.reporting import publish_report
-from eventq.events.schedule import SCHEDULES
 from eventq.events.subjects import EVENTS, PROGRESS
 from eventq.projections.projector import Projector
 from eventq.projections.rebuild import Replayer, rebuild_after_erasures, verify
 from eventq.projections.store import COMPARED, ProjectionDamaged, Rebuild
-from eventq.services import disposal
-from eventq.services.disposal import Disposal, dispose_erased, erase
+from eventq.services import erase as erasure
+from eventq.services.disposal import Disposal
+from eventq.services.erase import Asked, Erasure, dispose, erase
 from eventq.services.follower import Follower
 from eventq.services.reading import fresh_task
+from eventq.services.schedules import read_schedule
 from tests.services.backend import Backend
+from tests.services.secrets import SECRET, bytes_hold
 from tests.support.nats import NatsServer
 from tests.support.poll import eventually
-
-SECRET = "Grüße-an-4711-niemand-sonst"
-
-
-def bytes_hold(folder: Path, secret: str = SECRET) -> list[Path]:
-    """Files under `folder` in which the secret can be found."""
-    return [path for path in files_of(folder) if secret.encode() in path.read_bytes()]
-
-
-def files_of(folder: Path) -> Iterator[Path]:
-    yield from (path for path in folder.rglob("*") if path.is_file())
 
 
 async def secret_task(backend: Backend) -> str:
@@ -216,24 +207,9 @@ async def test_a_schedule_keeps_its_arguments_when_one_of_its_tasks_is_erased(ba
     await backend.complete(made["task_id"])
     _, answer = await backend.post(f"/tasks/{made['task_id']}/erase")
     assert answer["message"] == "Task erased"
-    later = await read_state(backend.log, SCHEDULES, "nightly", fresh=True)
+    later = await read_schedule(backend.log, "nightly", fresh=True)
     assert later.required_spec.task.input is not None
     assert await backend.api.blobs.get_async(later.required_spec.task.input)
-
-
-async def test_the_answer_to_an_erasure_names_the_schedule_that_keeps_the_arguments(backend: Backend) -> None:
-    schedule = {
-        "schedule_id": "nightly",
-        "cron": "0 0 * * *",
-        "task_name": "resize",
-        "task_kwargs": {"width": 1, "name": SECRET},
-    }
-    assert (await backend.post("/schedules", schedule))[0] == 201
-    _, made = await backend.post("/schedules/nightly/trigger")
-    await backend.complete(made["task_id"])
-    for _ in range(2):
-        _, answer = await backend.post(f"/tasks/{made['task_id']}/erase")
-        assert answer["message"] == "Task erased; the schedule nightly keeps the arguments that it gave it"
 
 
 async def test_two_that_share_their_arguments_and_are_erased_at_once_leave_none(backend: Backend, tmp_path: Path) -> None:
@@ -249,15 +225,15 @@ async def test_two_that_share_their_arguments_and_are_erased_at_once_leave_none(
 async def test_erasing_what_somebody_else_erased_meanwhile_is_no_conflict(
     backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task_id, honest = await secret_task(backend), disposal._history  # pyright: ignore[reportPrivateUsage]
+    task_id, honest = await secret_task(backend), erasure._history  # pyright: ignore[reportPrivateUsage]
     answers: list[tuple[int, Any]] = []
 
     async def overtaken(*arguments: Any) -> Any:
-        monkeypatch.setattr(disposal, "_history", honest)
+        monkeypatch.setattr(erasure, "_history", honest)
         answers.append(await backend.post(f"/tasks/{task_id}/erase"))
         return await honest(*arguments)
 
-    monkeypatch.setattr(disposal, "_history", overtaken)
+    monkeypatch.setattr(erasure, "_history", overtaken)
     answers.append(await backend.post(f"/tasks/{task_id}/erase"))
     assert [(status, answer["version"]) for status, answer in answers] == [(200, 4)] * 2
 
@@ -284,7 +260,7 @@ async def test_a_projection_of_a_log_with_erased_beginnings_is_folded_from_nothi
 
 
 async def test_a_verification_does_not_mind_what_is_erased_meanwhile(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def unused(_: Sequence[str]) -> Collection[str]:
+    async def unused(_: Sequence[str], __: str) -> Collection[str]:
         return ()
 
     task_id, store, loop = await secret_task(backend), backend.projector.store, asyncio.get_running_loop()
@@ -292,7 +268,7 @@ async def test_a_verification_does_not_mind_what_is_erased_meanwhile(backend: Ba
 
     def then_erased(rebuild: Rebuild) -> int:
         position = take_digests(rebuild)
-        erasing = erase(backend.log, backend.api.blobs, task_id, "ada", None, unused)
+        erasing = erase(backend.log, backend.api.blobs, task_id, Asked("ada"), unused)
         asyncio.run_coroutine_threadsafe(erasing, loop).result(10)
         return position
 
@@ -310,7 +286,7 @@ async def test_a_file_that_is_made_anew_before_the_deletions_holds_nothing_of_wh
     async def dies(*_: Any) -> None:
         raise ConnectionResetError
 
-    monkeypatch.setattr("eventq.services.disposal.dispose_erased", dies)
+    monkeypatch.setattr("eventq.services.erase.dispose", dies)
     await backend.post(f"/tasks/{task_id}/erase")
     rebuild = backend.projector.store.new_rebuild()
     async with Replayer(backend.broker, rebuild) as replayer:
@@ -361,11 +337,11 @@ async def test_a_scheduler_completes_what_a_killed_server_left(
     async def dies(*_: Any) -> None:
         raise ConnectionResetError
 
-    monkeypatch.setattr("eventq.services.disposal.dispose_erased", dies)
+    monkeypatch.setattr("eventq.services.erase.dispose", dies)
     status, _ = await backend.post(f"/tasks/{task_id}/erase")
     assert status == 500
     assert bytes_hold(own_nats_server.store_dir)
-    monkeypatch.setattr("eventq.services.disposal.dispose_erased", dispose_erased)
+    monkeypatch.setattr("eventq.services.erase.dispose", dispose)
     monkeypatch.setattr("eventq.services.disposal.PATIENCE_S", 0.0)
     disposal = Disposal(backend.log, backend.api.blobs)
     follower = Follower(backend.broker, [disposal])
@@ -400,16 +376,16 @@ async def test_what_a_late_worker_stores_of_an_erased_task_is_erased_as_well(
 
 async def test_a_deletion_that_fails_does_not_hold_up_the_others(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     doomed, other = await secret_task(backend), await secret_task(backend)
-    monkeypatch.setattr("eventq.services.disposal.dispose_erased", left_undone)
+    monkeypatch.setattr("eventq.services.erase.dispose", left_undone)
     for task_id in (doomed, other):
         assert (await backend.post(f"/tasks/{task_id}/erase"))[0] == 200
 
-    async def fails_for_one(log: Any, blobs: Any, task_id: str) -> None:
-        if task_id == doomed:
+    async def fails_for_one(log: Any, blobs: Any, of: Erasure) -> None:
+        if of.id == doomed:
             raise LogUnavailable("the broker refuses this one")
-        await dispose_erased(log, blobs, task_id)
+        await dispose(log, blobs, of)
 
-    monkeypatch.setattr("eventq.services.disposal.dispose_erased", fails_for_one)
+    monkeypatch.setattr("eventq.services.erase.dispose", fails_for_one)
     monkeypatch.setattr("eventq.services.disposal.PATIENCE_S", 0.0)
     disposal = Disposal(backend.log, backend.api.blobs)
     follower = Follower(backend.broker, [disposal])

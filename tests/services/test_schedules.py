@@ -17,7 +17,7 @@ from eventq.events.broker import Broker
 from eventq.events.commands import CancelTask
 from eventq.events.ending import end
 from eventq.events.envelope import Event, decode
-from eventq.events.handle import handle, handle_any, read_state, read_task
+from eventq.events.handle import handle, handle_any, read_task
 from eventq.events.log import EventLog
 from eventq.events.reader import Tail
 from eventq.events.schedule import (
@@ -39,7 +39,7 @@ from eventq.events.task_events import Submitted
 from eventq.events.timers import set_timer
 from eventq.services.follower import Follower
 from eventq.services.promoter import Promoter
-from eventq.services.schedules import ScheduleSweep, TickMaker, tick_hint
+from eventq.services.schedules import ScheduleSweep, TickMaker, read_schedule, tick_hint
 from tests.support.nats import NatsServer
 from tests.support.poll import eventually
 
@@ -77,7 +77,7 @@ class Bed:
         await handle_any(self.log, SCHEDULES, "s", command, source="test")
 
     async def schedule(self) -> Schedule:
-        return await read_state(self.log, SCHEDULES, "s", fresh=True)
+        return await read_schedule(self.log, "s", fresh=True)
 
     async def events(self) -> list[Event]:
         facts = await self.log.broker.stream_facts(EVENTS)

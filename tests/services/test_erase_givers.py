@@ -1,0 +1,298 @@
+"""Erasing a task that a workflow or a schedule made: what these hold of its arguments goes with it, in the bytes."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from eventq.events.ending import end
+from eventq.events.errors import IllegalTransition
+from eventq.events.handle import read_state
+from eventq.events.schedule import SCHEDULES
+from eventq.projections.rebuild import rebuild_after_erasures, verify
+from eventq.services import erase as erasure
+from eventq.services.disposal import Disposal
+from eventq.services.erase import dispose
+from eventq.services.follower import Follower
+from tests.services.backend import Backend
+from tests.services.secrets import SECRET, bytes_hold
+from tests.services.workflows import Site, step
+from tests.support.nats import NatsServer
+from tests.support.poll import eventually
+
+LARGE = SECRET * 4_000
+"""Above what stands in an event."""
+
+
+@pytest.fixture
+def site(backend: Backend) -> Site:
+    """Tasks return nothing of what they were given."""
+
+    def nothing(_: Any) -> None:
+        return None
+
+    return Site(backend, code=dict.fromkeys(("a", "b", "undone"), nothing))
+
+
+async def erased(site: Site, task_id: str) -> dict[str, Any]:
+    status, answer = await site.backend.post(f"/tasks/{task_id}/erase", {"reason": "asked to"})
+    assert status == 200, answer
+    return dict(answer)
+
+
+async def is_nowhere(backend: Backend, server: NatsServer, folder: Path) -> None:
+    """Wait until no file of broker, blob store and projection holds the secret; the tables are as the log makes them."""
+    assert bytes_hold(server.store_dir) == []
+    assert bytes_hold(folder / "blobs") == []
+    forgetting = asyncio.create_task(rebuild_after_erasures(backend.projector, quiet_s=0))
+
+    async def forgotten() -> bool:
+        return not bytes_hold(folder / "projection")
+
+    await eventually(forgotten, what="the file of the projection is made anew")
+    await end(forgetting)
+    assert (await verify(backend.projector.store, backend.broker)).equal
+    status, rebuilt = await backend.post("/projection/rebuild")
+    assert status == 200, rebuilt
+    assert (await verify(backend.projector.store, backend.broker)).equal
+
+
+def secret_nodes(text: str) -> list[dict[str, Any]]:
+    """A workflow that carries the text wherever it can give a task something, or is told something."""
+    return [
+        step("a", task_kwargs={"message": text}, tags=[SECRET], metadata={"whose": SECRET}),
+        {"name": "ok", "kind": "approval", "depends_on": ["a"]},
+        {"name": "paid", "kind": "signal", "depends_on": ["a"]},
+        step(
+            "b",
+            "ok",
+            "paid",
+            task_kwargs={"message": SECRET},
+            when=[{"node": "a", "op": "not_equals", "value": SECRET}],
+            compensate={"task_name": "echo", "task_kwargs": {"message": SECRET}},
+        ),
+    ]
+
+
+async def run_secretly(site: Site, text: str = SECRET, **options: Any) -> dict[str, Any]:
+    """Such a workflow, once it has completed."""
+    async with site.coordinator(), site.workers(2):
+        workflow_id = await site.submit(*secret_nodes(text), **options)
+        await site.until_node(workflow_id, "ok", "WAITING")
+        approval = {"by": "ada", "comment": SECRET}
+        assert (await site.backend.post(f"/workflows/{workflow_id}/nodes/ok/approve", approval))[0] == 200
+        assert (await site.backend.post(f"/workflows/{workflow_id}/signals/paid", {"payload": [SECRET]}))[0] == 200
+        return await site.until(workflow_id, "COMPLETED")
+
+
+def task_of(workflow: dict[str, Any], node: str) -> str:
+    return str({each["name"]: each for each in workflow["nodes"]}[node]["task_id"])
+
+
+@pytest.mark.parametrize("text", [SECRET, LARGE], ids=["in the event", "in the blob store"])
+async def test_a_workflow_keeps_nothing_of_what_it_gave_once_its_tasks_are_erased(
+    site: Site, own_nats_server: NatsServer, tmp_path: Path, text: str
+) -> None:
+    workflow = await run_secretly(site, text)
+    assert bytes_hold(own_nats_server.store_dir), "else this test shows nothing"
+    for node in ("a", "b"):
+        assert (await erased(site, task_of(workflow, node)))["message"] == "Task erased"
+    await is_nowhere(site.backend, own_nats_server, tmp_path)
+    after = await site.get(workflow["workflow_id"])
+    assert after["erased"]
+    assert [(node["name"], node["status"], node["depends_on"]) for node in after["nodes"]] == [
+        ("a", "COMPLETED", []),
+        ("ok", "COMPLETED", ["a"]),
+        ("paid", "COMPLETED", ["a"]),
+        ("b", "COMPLETED", ["ok", "paid"]),
+    ]
+    _, story = await site.backend.get(f"/workflows/{workflow['workflow_id']}/timeline")
+    kinds = [event["event_type"] for event in story["events"]]
+    assert (kinds[0], kinds[-1], kinds.count("erased")) == ("created", "erased", 1), "the second task finds it empty"
+
+
+async def test_the_tasks_of_a_workflow_that_are_not_erased_keep_what_they_were_given(site: Site) -> None:
+    workflow = await run_secretly(site)
+    await erased(site, task_of(workflow, "a"))
+    _, other = await site.backend.get(f"/tasks/{task_of(workflow, 'b')}")
+    assert (other["erased"], other["task_kwargs"]) == (False, {"message": SECRET})
+
+
+async def test_a_task_is_not_erased_while_its_workflow_may_need_it(site: Site) -> None:
+    async with site.coordinator(), site.workers(2):
+        workflow_id = await site.submit(*secret_nodes(SECRET))
+        await site.until_node(workflow_id, "ok", "WAITING")
+        task_id = task_of(await site.get(workflow_id), "a")
+        before = await site.backend.last_position()
+        status, answer = await site.backend.post(f"/tasks/{task_id}/erase")
+        assert (status, answer["code"]) == (409, "ILLEGAL_TRANSITION")
+        assert "workflow with status RUNNING" in answer["detail"]
+        assert await site.backend.last_position() == before
+        assert (await site.backend.post(f"/workflows/{workflow_id}/cancel"))[0] == 200
+        await site.until(workflow_id, "CANCELLED")
+    await erased(site, task_id)
+    status, answer = await site.backend.post(f"/workflows/{workflow_id}/retry")
+    assert (status, answer["detail"]) == (409, "cannot retry a workflow whose arguments were erased")
+
+
+async def test_a_long_history_takes_several_events(
+    site: Site, own_nats_server: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(erasure, "LEFT_MAX_BYTES", 2_000)
+    workflow = await run_secretly(site)
+    for node in ("a", "b"):
+        await erased(site, task_of(workflow, node))
+    await is_nowhere(site.backend, own_nats_server, tmp_path)
+    history = [event for event in await site.history() if event.aggregate == "workflows"]
+    assert [event.type for event in history].count("erased") > 1
+    assert len((await site.get(workflow["workflow_id"]))["nodes"]) == 4
+
+
+async def test_the_request_of_an_erased_workflow_is_answered_as_before(site: Site) -> None:
+    key = {"Idempotency-Key": "once"}
+    workflow = await run_secretly(site, headers=key)
+    await erased(site, task_of(workflow, "a"))
+    body = {"name": "w", "nodes": secret_nodes(SECRET)}
+    status, answer = await site.backend.post("/workflows", body, headers=key)
+    assert (status, answer["workflow_id"], answer["status"]) == (201, workflow["workflow_id"], "COMPLETED")
+    status, answer = await site.backend.post("/workflows", body | {"name": "other"}, headers=key)
+    assert (status, answer["code"]) == (422, "IDEMPOTENCY_KEY_REUSED")
+
+
+async def test_a_definition_that_another_workflow_has_as_well_stays_for_that_one(site: Site, tmp_path: Path) -> None:
+    one, other = await run_secretly(site, LARGE), await run_secretly(site, LARGE)
+    await erased(site, task_of(one, "a"))
+    assert bytes_hold(tmp_path / "blobs")
+    assert (await site.get(other["workflow_id"]))["nodes"]
+    for workflow in (other, one):
+        for node in ("a", "b"):
+            await erased(site, task_of(workflow, node))
+    assert bytes_hold(tmp_path / "blobs") == []
+
+
+async def test_coordinators_that_start_later_mind_nothing(site: Site) -> None:
+    workflow = await run_secretly(site)
+    await erased(site, task_of(workflow, "a"))
+    async with site.coordinator(), site.workers(1):
+        workflow_id = await site.submit(step("c"))
+        await site.until(workflow_id, "COMPLETED")
+    assert (await site.get(workflow["workflow_id"]))["status"] == "COMPLETED"
+
+
+async def scheduled(backend: Backend, text: str = SECRET) -> str:
+    """A completed task of the schedule `nightly`, which gives it the text; its id."""
+    schedule = {
+        "schedule_id": "nightly",
+        "cron": "0 0 * * *",
+        "task_name": "resize",
+        "task_kwargs": {"width": 1, "name": text},
+        "tags": [SECRET],
+        "metadata": {"whose": SECRET},
+    }
+    status, answer = await backend.post("/schedules", schedule)
+    assert status == 201, answer
+    return await triggered(backend)
+
+
+async def triggered(backend: Backend) -> str:
+    status, made = await backend.post("/schedules/nightly/trigger")
+    assert status == 201, made
+    await backend.complete(made["task_id"])
+    return str(made["task_id"])
+
+
+async def delete_schedule(backend: Backend) -> None:
+    async with backend.client.delete("/api/v1/schedules/nightly") as answer:
+        assert answer.status == 204
+
+
+@pytest.mark.parametrize("text", [SECRET, LARGE], ids=["in the event", "in the blob store"])
+async def test_a_deleted_schedule_keeps_nothing_of_what_it_gave(
+    backend: Backend, own_nats_server: NatsServer, tmp_path: Path, text: str
+) -> None:
+    task_id = await scheduled(backend, text)
+    second = await triggered(backend)
+    assert (await backend.post("/schedules/nightly/pause"))[0] == 200
+    await delete_schedule(backend)
+    for each in (task_id, second):
+        status, answer = await backend.post(f"/tasks/{each}/erase")
+        assert (status, answer.get("message")) == (200, "Task erased"), answer
+    await is_nowhere(backend, own_nats_server, tmp_path)
+    _, page = await backend.get("/schedules?status=DELETED")
+    assert [(each["task_name"], each["task_kwargs"]) for each in page["schedules"]] == [("resize", {})]
+    for method, path in (("PATCH", "/schedules/nightly"), ("POST", "/schedules/nightly/trigger")):
+        async with backend.client.request(method, f"/api/v1{path}", json={} if method == "PATCH" else None) as refused:
+            assert refused.status == 409
+
+
+async def test_a_task_is_not_erased_while_its_schedule_makes_others_of_the_same_arguments(backend: Backend) -> None:
+    task_id, before = await scheduled(backend), await backend.last_position()
+    status, answer = await backend.post(f"/tasks/{task_id}/erase")
+    assert (status, answer["code"]) == (409, "ILLEGAL_TRANSITION")
+    assert answer["detail"].startswith("schedule nightly still gives its tasks these arguments")
+    assert await backend.last_position() == before
+
+
+async def test_a_schedule_that_was_changed_keeps_only_what_it_gives_now(
+    backend: Backend, own_nats_server: NatsServer, tmp_path: Path
+) -> None:
+    task_id = await scheduled(backend)
+    harmless = {"task_kwargs": {"width": 2, "name": "harmless"}, "tags": ["t"], "metadata": {}}
+    async with backend.client.patch("/api/v1/schedules/nightly", json=harmless) as answer:
+        assert answer.status == 200
+    assert (await backend.post(f"/tasks/{task_id}/erase"))[0] == 200
+    await is_nowhere(backend, own_nats_server, tmp_path)
+    _, made = await backend.post("/schedules/nightly/trigger")
+    _, task = await backend.get(f"/tasks/{made['task_id']}")
+    assert (task["task_kwargs"], task["tags"]) == ({"width": 2, "name": "harmless"}, ["t"])
+
+
+async def test_no_event_of_a_schedule_carries_arguments_but_those_that_set_them(backend: Backend) -> None:
+    await scheduled(backend)
+    await backend.post("/schedules/nightly/pause")
+    last = await backend.log.last(SCHEDULES.name, "nightly")
+    assert last is not None
+    assert SECRET not in orjson.dumps(last.event.state).decode()
+    schedule = await read_state(backend.log, SCHEDULES, "nightly")
+    assert schedule.spec_version == 1
+    with pytest.raises(IllegalTransition, match="erased"):
+        _ = schedule.required_spec
+
+
+@pytest.mark.parametrize("giver", ["workflow", "schedule"])
+async def test_a_scheduler_completes_what_a_killed_server_left_with_the_giver(
+    site: Site, own_nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch, giver: str
+) -> None:
+    backend = site.backend
+    if giver == "workflow":
+        workflow = await run_secretly(site)
+        of, task_ids = ("workflows", str(workflow["workflow_id"])), [task_of(workflow, node) for node in ("a", "b")]
+    else:
+        of, task_ids = ("schedules", "nightly"), [await scheduled(backend)]
+        await delete_schedule(backend)
+
+    async def dies(*_: Any) -> None:
+        raise ConnectionResetError
+
+    monkeypatch.setattr("eventq.services.erase.dispose", dies)
+    assert (await backend.post(f"/tasks/{task_ids[0]}/erase"))[0] == 500
+    monkeypatch.setattr("eventq.services.erase.dispose", dispose)
+    monkeypatch.setattr("eventq.services.disposal.PATIENCE_S", 0.0)
+    disposal = Disposal(backend.log, backend.api.blobs)
+    follower = Follower(backend.broker, [disposal])
+    running = [asyncio.create_task(follower.run()), asyncio.create_task(disposal.run(follower))]
+    kind, aggregate_id = of
+
+    async def gone() -> bool:
+        return await backend.log.at(kind, aggregate_id, 1) is None
+
+    await eventually(gone, what="the scheduler overwrites what was left")
+    await end(*running)
+    assert bytes_hold(own_nats_server.store_dir), "the tasks themselves are not erased yet"
+    for task_id in task_ids:
+        await erased(site, task_id)
+    assert bytes_hold(own_nats_server.store_dir) == []
