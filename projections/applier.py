@@ -163,7 +163,7 @@ class Applier:
         """Those lines that are of a task which still has its progress: the two streams have no order between them, so a line
         may come here after the event that gave it up, and would stay for good."""
         readable = [(position, report) for position, report in reports if report is not None]
-        asked = sorted({report.task_id for _, report in readable} - self._tasks.keys())
+        asked = sorted({report.task_id for _, report in readable}.difference(self._tasks))  # `-` would look at all of these
         gone = set(folded.silenced)
         if asked:
             gone |= {task_id for (task_id,) in transaction.execute(_GIVEN_UP, [asked])}
