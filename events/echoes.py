@@ -7,6 +7,7 @@ byte by byte.
 from __future__ import annotations
 
 from eventq.events.envelope import Event, decode
+from eventq.events.ingest import Outgoing
 
 ECHOES_MAX = 10_000
 """Events that have not come back. Where so many are waited for all are forgotten, and parsed as others' are."""
@@ -21,13 +22,13 @@ class Echoes:
     def __init__(self) -> None:
         self._written: dict[str, tuple[bytes, Event]] = {}
 
-    def expect(self, event: Event, payload: bytes) -> None:
-        """``event`` is about to be stored as ``payload``."""
-        if len(payload) > ECHO_MAX_BYTES:
+    def expect(self, event: Event, message: Outgoing) -> None:
+        """``event`` is about to be stored by ``message``."""
+        if len(message.payload) > ECHO_MAX_BYTES:
             return
         if len(self._written) >= ECHOES_MAX:
             self._written.clear()
-        self._written[event.subject] = (payload, event)
+        self._written[message.subject] = (message.payload, event)
 
     def forget(self, event: Event) -> None:
         """It was not stored, as far as is known."""

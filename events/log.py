@@ -113,10 +113,11 @@ class EventLog:
         return message
 
     def _encoded(self, event: Event) -> Outgoing:
-        payload = encode(event)
+        check = version_check(event.aggregate, event.aggregate_id, event.version)
+        message = Outgoing(event.subject, encode(event), check)
         if self.echoes is not None:
-            self.echoes.expect(event, payload)
-        return Outgoing(event.subject, payload, version_check(event.aggregate, event.aggregate_id, event.version))
+            self.echoes.expect(event, message)
+        return message
 
     def _forget(self, event: Event) -> None:
         if self.echoes is not None:

@@ -9,11 +9,17 @@ import pytest
 from eventq.events import echoes as module
 from eventq.events.broker import Broker
 from eventq.events.echoes import ECHO_MAX_BYTES, Echoes
-from eventq.events.envelope import decode, encode
+from eventq.events.envelope import Event, decode, encode
 from eventq.events.errors import LogDamaged, VersionConflict
 from eventq.events.ids import new_id
+from eventq.events.ingest import Outgoing
 from eventq.events.log import EventLog
 from tests.events.given import ready_event
+
+
+def message_of(event: Event) -> Outgoing:
+    """What stores it."""
+    return Outgoing(event.subject, encode(event), {})
 
 
 def test_what_comes_back_in_the_same_bytes_is_not_parsed_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,7 +28,7 @@ def test_what_comes_back_in_the_same_bytes_is_not_parsed_again(monkeypatch: pyte
 
     monkeypatch.setattr(module, "decode", never)
     event, echoes = ready_event(), Echoes()
-    echoes.expect(event, encode(event))
+    echoes.expect(event, message_of(event))
 
     assert echoes.decode(encode(event), event.subject) is event
 
@@ -30,14 +36,14 @@ def test_what_comes_back_in_the_same_bytes_is_not_parsed_again(monkeypatch: pyte
 def test_other_bytes_under_its_subject_are_believed_instead() -> None:
     ours, echoes = ready_event("t1"), Echoes()
     theirs = ready_event("t1", args=["another writer"])
-    echoes.expect(ours, encode(ours))
+    echoes.expect(ours, message_of(ours))
 
     assert echoes.decode(encode(theirs), theirs.subject) == decode(encode(theirs), theirs.subject)
 
 
 def test_damaged_bytes_are_told_as_ever() -> None:
     event, echoes = ready_event(), Echoes()
-    echoes.expect(event, encode(event))
+    echoes.expect(event, message_of(event))
 
     with pytest.raises(LogDamaged):
         echoes.decode(encode(event)[:-1], event.subject)
@@ -45,7 +51,7 @@ def test_damaged_bytes_are_told_as_ever() -> None:
 
 def test_what_nobody_here_wrote_or_what_came_before_is_parsed() -> None:
     event, echoes = ready_event(), Echoes()
-    echoes.expect(event, encode(event))
+    echoes.expect(event, message_of(event))
 
     for _ in range(2):
         assert echoes.decode(encode(event), event.subject).id == event.id
@@ -53,8 +59,8 @@ def test_what_nobody_here_wrote_or_what_came_before_is_parsed() -> None:
 
 def test_large_events_and_those_that_were_not_stored_are_not_remembered() -> None:
     large, refused, echoes = ready_event(args=["x" * ECHO_MAX_BYTES]), ready_event(), Echoes()
-    echoes.expect(large, encode(large))
-    echoes.expect(refused, encode(refused))
+    echoes.expect(large, message_of(large))
+    echoes.expect(refused, message_of(refused))
     echoes.forget(refused)
     echoes.forget(refused)
     assert echoes._written == {}  # pyright: ignore[reportPrivateUsage]
@@ -78,5 +84,5 @@ def test_what_never_comes_back_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> 
     echoes = Echoes()
     for _ in range(100):
         event = ready_event()
-        echoes.expect(event, encode(event))
+        echoes.expect(event, message_of(event))
         assert len(echoes._written) <= 10  # pyright: ignore[reportPrivateUsage]
