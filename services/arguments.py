@@ -164,6 +164,8 @@ _Validator: Any = cast("Any", validators).extend(
 
 
 def _bind(declaration: TaskDeclaration, args: list[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    if not args:
+        return kwargs
     parameters = declaration.parameters
     if len(args) > len(parameters):
         problem = f"has more arguments than {declaration.name} takes"
