@@ -37,6 +37,7 @@ from eventq.services.schemas import (
     TwoTasksPath,
 )
 from eventq.services.submission import Accepted, repeat, submit
+from eventq.services.task_options import asked
 from eventq.services.task_views import compare_answer, etag, links, task_answer, task_path, timeline_answer
 from eventq.services.waiting import Outcome, applied, outcome_of, wait_asked_for, wait_until
 
@@ -84,18 +85,8 @@ def submission_of(body: SubmitRequest, **known: Any) -> Submission:
         task_name=body.task_name,
         args=body.task_args,
         kwargs=body.task_kwargs,
-        priority=body.priority,
-        queue=body.queue_name,
-        max_retries=body.max_retries,
-        retry=body.retry,
-        timeout_s=body.timeout_seconds,
-        queue_timeout_s=body.queue_timeout_seconds,
-        heartbeat_timeout_s=body.heartbeat_timeout_seconds,
-        result_ttl_s=body.result_ttl_seconds,
+        options=asked(body, body.model_fields_set),
         scheduled_at=body.scheduled_at,
-        key=body.key,
-        tags=body.tags,
-        metadata=body.metadata,
         unique=body.unique,
         unique_key=body.unique_key,
         **known,

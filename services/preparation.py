@@ -16,19 +16,20 @@ from nats.js.errors import APIError
 from eventq.events.data import BlobRef
 from eventq.events.errors import InvalidInput, LogUnavailable, UnknownTask
 from eventq.events.limits import INLINE_PAYLOAD_MAX_BYTES, SCHEDULE_AHEAD_MAX_S
-from eventq.events.retry import RetryPolicy
 from eventq.events.subjects import EVENTS
 from eventq.events.task_events import Idempotency, Submitted
 from eventq.events.worker_events import TaskDeclaration
 from eventq.services.api import Api
 from eventq.services.http_limits import PARSE_INLINE_MAX_BYTES
+from eventq.services.task_options import completed
 
 AT_ONCE = 128
 """Submissions of many that are checked before other requests have a turn."""
 
 
 class Submission(NamedTuple):
-    """What somebody wants run; ``None`` leaves it to the task's declaration. ``scheduled_at``: aware UTC.
+    """What somebody wants run. ``options``: by their names in ``Submitted``; what is left out, or ``None``, is as the task
+    declares it. ``scheduled_at``: aware UTC.
 
     ``unique``: answer an unfinished task of the same name and arguments instead; ``unique_key``: of the same key.
     ``idempotency``: of the request's key, where it had one; ``task_id`` is then made of it, and is the task's unless it is
@@ -38,18 +39,8 @@ class Submission(NamedTuple):
     task_name: str
     args: list[Any]
     kwargs: dict[str, Any]
-    priority: int | None = None
-    queue: str | None = None
-    max_retries: int | None = None
-    retry: RetryPolicy | None = None
-    timeout_s: float | None = None
-    queue_timeout_s: float | None = None
-    heartbeat_timeout_s: float | None = None
-    result_ttl_s: float | None = None
+    options: Mapping[str, Any] = MappingProxyType({})
     scheduled_at: datetime | None = None
-    key: str | None = None
-    tags: Sequence[str] = ()
-    metadata: Mapping[str, str] = MappingProxyType({})
     unique: bool = False
     unique_key: str | None = None
     requested_by: str | None = None
@@ -109,29 +100,19 @@ async def _prepare(api: Api, wanted: Submission, declaration: TaskDeclaration, e
     if wanted.scheduled_at is not None:
         check_schedule(wanted.scheduled_at)
     stored_input = await checked_arguments(api, declaration, wanted.args, wanted.kwargs, encoded)
-    return Submitted(
-        task_name=declaration.name,
-        args=[] if stored_input else wanted.args,
-        kwargs={} if stored_input else wanted.kwargs,
-        input=stored_input,
-        pool=declaration.pool,
-        queue=wanted.queue or declaration.queue,
-        priority=declaration.priority if wanted.priority is None else wanted.priority,
-        max_retries=declaration.max_retries if wanted.max_retries is None else wanted.max_retries,
-        retry=wanted.retry,
-        timeout_s=declaration.timeout_s if wanted.timeout_s is None else wanted.timeout_s,
-        queue_timeout_s=declaration.queue_timeout_s if wanted.queue_timeout_s is None else wanted.queue_timeout_s,
-        heartbeat_timeout_s=(
-            declaration.heartbeat_timeout_s if wanted.heartbeat_timeout_s is None else wanted.heartbeat_timeout_s
-        ),
-        result_ttl_s=declaration.result_ttl_s if wanted.result_ttl_s is None else wanted.result_ttl_s,
-        scheduled_at=wanted.scheduled_at,
-        key=wanted.key,
-        tags=list(wanted.tags),
-        metadata=dict(wanted.metadata),
-        unique_key=_unique_key(wanted),
-        idempotency=wanted.idempotency,
-        requested_by=wanted.requested_by,
+    return Submitted.model_validate(
+        completed(declaration, wanted.options)
+        | {
+            "task_name": declaration.name,
+            "args": [] if stored_input else wanted.args,
+            "kwargs": {} if stored_input else wanted.kwargs,
+            "input": stored_input,
+            "pool": declaration.pool,
+            "scheduled_at": wanted.scheduled_at,
+            "unique_key": _unique_key(wanted),
+            "idempotency": wanted.idempotency,
+            "requested_by": wanted.requested_by,
+        }
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from operator import attrgetter
 from typing import Any
 
 from eventq.events.worker_events import TaskDeclaration
@@ -26,9 +27,12 @@ NAMES = {
 _DECLARED = ("queue", "priority", "max_retries", "timeout_s", "queue_timeout_s", "heartbeat_timeout_s", "result_ttl_s")
 
 
+_declared_values = attrgetter(*_DECLARED)
+
+
 def declared(declaration: TaskDeclaration) -> dict[str, Any]:
     """What holds where nobody asks for anything else, by its names in ``Submitted``."""
-    return {name: getattr(declaration, name) for name in _DECLARED}
+    return dict(zip(_DECLARED, _declared_values(declaration), strict=True))
 
 
 def asked(body: TaskOptions, names: Iterable[str] = NAMES) -> dict[str, Any]:
@@ -40,3 +44,8 @@ def resolved(declaration: TaskDeclaration, wanted: dict[str, Any]) -> dict[str, 
     """``wanted`` with what is declared in the place of every null for which something is."""
     defaults = declared(declaration)
     return {name: defaults.get(name) if value is None else value for name, value in wanted.items()}
+
+
+def completed(declaration: TaskDeclaration, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """What is declared, with what ``wanted`` asks for in its place; nulls ask for nothing."""
+    return declared(declaration) | {name: value for name, value in wanted.items() if value is not None}

@@ -36,7 +36,7 @@ from eventq.services.definitions import encode_definition, read_created, store_d
 from eventq.services.idempotency import check_same, keyed_id
 from eventq.services.preparation import declaration_of
 from eventq.services.submission import refuse_when_damaged
-from eventq.services.task_options import asked, declared, resolved
+from eventq.services.task_options import asked, completed
 from eventq.services.workflow_models import CompensationBody, NodeBody, WorkflowRequest
 
 DEADLINE_SLACK_S = 0.05
@@ -177,7 +177,7 @@ async def _template(api: Api, place: str, task: NodeBody | CompensationBody, nod
         raise _placed(error, place) from None
     # What undoes a node's work is another task: of the node it has only whose it is, and how to find it.
     options = asked(node) if isinstance(task, NodeBody) else asked(node, ("key", "tags", "metadata"))
-    values = declared(declaration) | resolved(declaration, options)
+    values = completed(declaration, options)
     return Submitted(task_name=declaration.name, pool=declaration.pool, args=task.task_args, kwargs=task.task_kwargs, **values)
 
 
