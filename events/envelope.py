@@ -109,7 +109,7 @@ def encode(event: Event) -> bytes:
             "source": event.source,
             "type": event.type,
             "subject": f"{event.aggregate}.{event.aggregate_id}",
-            "time": event.time.replace(tzinfo=None),
+            "time": event.time,
             "schema": event.schema,
             "version": event.version,
             "previous": event.previous,
