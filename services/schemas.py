@@ -113,15 +113,15 @@ class TaskOptions(Closed):
     heartbeat_timeout_seconds: float | None = Field(None, gt=0, le=TIMEOUT_MAX_S, description="An attempt's longest silence.")
     result_ttl_seconds: float | None = Field(None, gt=0, le=RESULT_TTL_MAX_S, description="The result is kept for so long.")
     key: KeyName | None = Field(None, description="Limits for each key and fair sharing go by it.")
-    tags: Tags = Field(default_factory=list[str])
-    metadata: Metadata = Field(default_factory=dict[str, str])
+    tags: Tags = Field(default_factory=list)
+    metadata: Metadata = Field(default_factory=dict)
 
 
 class SubmitRequest(TaskOptions):
     """What to run. Left out: the task's own declaration decides."""
 
     task_name: TaskName
-    task_args: Arguments = Field(default_factory=list[Any])
+    task_args: Arguments = Field(default_factory=list)
     task_kwargs: dict[str, Any] = Field(default_factory=dict)
     scheduled_at: Utc | None = Field(None, description="Not before this time; without an offset it is UTC.")
     unique: bool = Field(False, description="While a task with these arguments is unfinished, answer that one.")
