@@ -1,4 +1,4 @@
-"""The names of blobs: two shapes, both made here: no part of one is ever a path that somebody sent."""
+"""The names of blobs: three shapes, all made here: no part of one is ever a path that somebody sent."""
 
 from __future__ import annotations
 
@@ -34,12 +34,21 @@ def output_key(task_id: str, attempt: int, name: str) -> str:
     return f"tasks/{check_id(task_id, 'task_id')}/{attempt}/{name}"
 
 
+def definition_key(workflow_id: str, sha256: str) -> str:
+    """The key of a workflow's definition with this digest: no other workflow's, so that it can be deleted with this one's."""
+    if not _DIGEST.fullmatch(sha256):
+        raise InvalidInput("sha256", "must be 64 lower-case hexadecimal digits", found=sha256[:80])
+    return f"workflows/{check_id(workflow_id, 'workflow_id')}/{sha256}"
+
+
 def check_key(key: str) -> str:
-    """Answer ``key`` if it has one of the two shapes above, else raise :class:`InvalidInput`."""
+    """Answer ``key`` if it has one of the three shapes above, else raise :class:`InvalidInput`."""
     match key.split("/"):
         case ["sha256", _, digest] if _DIGEST.fullmatch(digest) and key == upload_key(digest):
             return key
         case ["tasks", task_id, attempt, name] if _ATTEMPT.fullmatch(attempt):
             return output_key(task_id, int(attempt), name)
+        case ["workflows", workflow_id, digest]:
+            return definition_key(workflow_id, digest)
         case _:
             raise InvalidInput("key", "is not the key of a blob", found=key[:200])

@@ -32,6 +32,7 @@ from eventq.events.task_events import (
     Completed,
     Erased,
     Failed,
+    Gone,
     Paused,
     PauseRequested,
     Queued,
@@ -104,6 +105,7 @@ _TYPES = (
     EventType("tasks", "resumed", Resumed),
     EventType("tasks", "cleaned", Cleaned),
     EventType("tasks", "erased", Erased),
+    EventType("tasks", "gone", Gone),
     EventType("workers", "registered", WorkerRegistered, 2, _GREW),
     EventType("workers", "paused", WorkerPaused),
     EventType("workers", "resumed", WorkerResumed),
@@ -125,6 +127,7 @@ _TYPES = (
     EventType("schedules", "triggered", ScheduleTriggered),
     EventType("schedules", "deleted", ScheduleDeleted),
     EventType("schedules", "erased", ScheduleErased),
+    EventType("schedules", "gone", Gone),
     EventType("workflows", "created", WorkflowCreated),
     EventType("workflows", "advanced", WorkflowAdvanced),
     EventType("workflows", "approved", NodeApproved),
@@ -138,6 +141,7 @@ _TYPES = (
     EventType("workflows", "cancelled", WorkflowCancelled),
     EventType("workflows", "timed_out", WorkflowTimedOut),
     EventType("workflows", "erased", WorkflowErased),
+    EventType("workflows", "gone", Gone),
 )
 
 CATALOGUE: dict[tuple[str, str], EventType] = {(t.aggregate, t.name): t for t in _TYPES}

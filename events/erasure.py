@@ -14,7 +14,9 @@ import orjson
 from eventq.events.catalogue import read_data
 from eventq.events.data import BlobRef, ErrorInfo, EventData
 from eventq.events.envelope import Event, Stored, encode
+from eventq.events.ids import new_id
 from eventq.events.schedule_events import ScheduleCreated, ScheduleSpec, ScheduleUpdated
+from eventq.events.subjects import GONE
 from eventq.events.task import Status
 from eventq.events.task_events import (
     Cancelled,
@@ -23,6 +25,7 @@ from eventq.events.task_events import (
     Erased,
     ErasedEvent,
     Failed,
+    Gone,
     Paused,
     PauseRequested,
     Retrying,
@@ -39,7 +42,7 @@ from eventq.events.workflow_events import (
     WorkflowSignalled,
 )
 
-GONE = "(erased)"
+NO_MESSAGE = "(erased)"
 """Stands for an error's message."""
 
 
@@ -55,6 +58,16 @@ def tombstone(stored: Stored, definition: BlobRef | None = None) -> ErasedEvent 
         return None
     left: dict[str, Any] = orjson.loads(encode(event._replace(data=data, state=state)))
     return ErasedEvent(position=stored.position, subject=event.subject, event=left)
+
+
+def placeholders(erased: Event) -> list[Event]:
+    """What holds the places of the events that an ``erased`` event lists."""
+    data = erased.data
+    assert isinstance(data, Erased)
+    return [
+        erased._replace(id=new_id(), type=GONE, schema=1, version=version, previous=None, attempt=0, state={}, data=Gone())
+        for version in (left.event["version"] for left in data.events)
+    ]
 
 
 def payload_of(left: ErasedEvent) -> bytes:
@@ -105,7 +118,7 @@ def _emptied(data: EventData) -> EventData:
         case Completed():
             return data.model_copy(update={"result": None, "output": None})
         case Failed() | Retrying():
-            return data.model_copy(update={"error": ErrorInfo(type=data.error.type, message=GONE)})
+            return data.model_copy(update={"error": ErrorInfo(type=data.error.type, message=NO_MESSAGE)})
         case Cancelled() | CancelRequested() | Paused() | PauseRequested():
             return data.model_copy(update={"reason": None})
         case WorkflowCreated():

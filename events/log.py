@@ -11,13 +11,16 @@ from nats.js.api import RawStreamMsg
 from nats.js.errors import APIError, NotFoundError
 
 from eventq.events.appender import Appender, PipelinedAppender, PlainAppender
+from eventq.events.atomic import store_together
 from eventq.events.broker import Broker
 from eventq.events.echoes import Echoes
 from eventq.events.envelope import Event, Stored, decode, encode
+from eventq.events.erasure import placeholders
 from eventq.events.errors import EventqError, LogUnavailable, PayloadTooLarge, VersionConflict
 from eventq.events.ingest import Outgoing, Refused
 from eventq.events.routes import LEASE_DEFAULT_S, Routes
 from eventq.events.subjects import EVENTS, TIMERS, Route, aggregate_filter, version_check, version_filter
+from eventq.events.task_events import Erased, Gone
 
 TRUST_S = 10.0
 """How long an append waits for a lost connection to be back and the broker to be the same."""
@@ -142,7 +145,7 @@ class EventLog:
     async def _store(self, event: Event, message: Outgoing) -> int | None:
         for _ in range(REFUSALS_MAX):
             try:
-                return await self._appender.append(message)
+                return await self._send(event, message)
             except Refused:
                 if (position := await self._written(event)) is not None:
                     return position
@@ -150,10 +153,17 @@ class EventLog:
                 await self._until_trusted()
         raise LogUnavailable(f"version {event.version} of {event.aggregate_id} is refused and yet free")
 
+    async def _send(self, event: Event, message: Outgoing) -> int | None:
+        """What ``erased`` makes free is taken in the same instant: never again may anybody write there."""
+        if not isinstance(event.data, Erased) or not event.data.events:
+            return await self._appender.append(message)
+        taken = [Outgoing(each.subject, encode(each), {}) for each in placeholders(event)]
+        return await store_together(self.broker.nc, [*taken, message])
+
     async def _written(self, event: Event) -> int | None:
         """Where the event stands; ``None`` where nothing has its version. Raises ``VersionConflict`` where another has."""
-        found = await self.at(event.aggregate, event.aggregate_id, event.version)
-        if found is None and event.version == 1:  # it was erased; what came after it was not
+        found = await self._get(version_filter(event.aggregate, event.aggregate_id, event.version), fresh=True)
+        if found is None and event.version == 1:  # an earlier build erased it; what came after it was not
             found = await self.last(event.aggregate, event.aggregate_id, fresh=True)
         if found is None:
             return None
@@ -178,12 +188,12 @@ class EventLog:
         return await self._get(aggregate_filter(aggregate, aggregate_id), fresh=fresh)
 
     async def at(self, aggregate: str, aggregate_id: str, version: int) -> Stored | None:
-        """The event that holds one version, asked of the leader; ``None`` while the version is free."""
-        return await self._get(version_filter(aggregate, aggregate_id, version), fresh=True)
+        """The event that holds one version, asked of the leader; ``None`` where there is none, or none any more."""
+        return _unless_gone(await self._get(version_filter(aggregate, aggregate_id, version), fresh=True))
 
     async def settled(self, aggregate: str, aggregate_id: str, version: int) -> Stored | None:
         """:meth:`at` of a version that later ones follow. It never changes, so any replica that has it may answer."""
-        found = await self._get(version_filter(aggregate, aggregate_id, version), fresh=False)
+        found = _unless_gone(await self._get(version_filter(aggregate, aggregate_id, version), fresh=False))
         return found or await self.at(aggregate, aggregate_id, version)
 
     async def _get(self, subject: str, *, fresh: bool) -> Stored | None:
@@ -196,3 +206,7 @@ class EventLog:
         assert found.subject is not None
         assert found.seq is not None
         return Stored(found.seq, decode(found.data or b"", found.subject))
+
+
+def _unless_gone(found: Stored | None) -> Stored | None:
+    return None if found is None or isinstance(found.event.data, Gone) else found

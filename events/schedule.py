@@ -85,11 +85,12 @@ class Schedule(State):
     def required_spec(self) -> ScheduleSpec:
         """What it makes when. Raises :class:`IllegalTransition` where that is not there any more."""
         if self.spec is None:
-            raise IllegalTransition("what the schedule made was erased", status=self.status.value)
+            what = "is deleted" if self.status is ScheduleStatus.DELETED else "makes something else now"
+            raise IllegalTransition(f"the schedule {what}", status=self.status.value)
         return self.spec
 
     def summary(self) -> dict[str, Any]:
-        """As in :meth:`State.summary`, without ``spec``."""
+        """As in :meth:`State.summary`: without ``spec``, if it is known which event has it."""
         whole = self.whole()
         if self.spec_version:  # else an earlier build wrote the state that this one follows from
             whole.pop("spec", None)

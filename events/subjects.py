@@ -21,6 +21,9 @@ TAP = "tap.>"
 STEERING = ("tasks.*.*.cancel_requested", "tasks.*.*.pause_requested", "tasks.*.*.resumed")
 """Events that ask a worker for something that it has in hand."""
 
+GONE = "gone"
+"""The type of what holds the place of an erased event."""
+
 QUEUE_CREATED = "ctl.queue_created"
 """Core message (a hint, it may be lost): a queue got its first consumer; workers look at once instead of at the next look."""
 

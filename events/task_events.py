@@ -197,6 +197,11 @@ class ErasedEvent(EventData):
     event: dict[str, JSON]
 
 
+class Gone(EventData):
+    """No event of the history: it holds the place of an erased one, at the same version, so that nobody who saw the history
+    long ago writes there. Stored together with the ``erased`` event; whoever folds leaves it out."""
+
+
 class Erased(EventData):
     """All that a finished task carried was destroyed: in the log, in the blob store, in every projection. ``events``: what
     is left of each destroyed event, so that history stays whole; the first of them is destroyed last. ``blobs``: keys of its

@@ -224,8 +224,8 @@ def fold(batch: Iterable[Stored], tasks: Mapping[str, TaskState], states: Mappin
 def check_contiguous(after: int, positions: Iterable[int]) -> None:
     """Raise :class:`LogDamaged` where ``positions`` do not go on from ``after`` one by one.
 
-    Nothing is ever deleted from EVENTS, so a position that does not exist is an event that the broker lost; if it took
-    all that a task had in the gap, no other check would see it.
+    Nothing but what was erased is ever deleted from EVENTS, and of that what is left stands here; so a position that does not
+    exist is an event that the broker lost. If it took all that a task had in the gap, no other check would see it.
     """
     expected = after
     for position in positions:

@@ -183,8 +183,7 @@ class Queries:
         return dict(await self._read(lambda snapshot: snapshot.rows(_SQL["retries_of"], {"task_ids": list(task_ids)})))
 
     async def inputs_in_use(self, keys: Sequence[str], *, besides: str) -> set[str]:
-        """Those of these blobs that hold arguments of other tasks or workflows than that of the id ``besides``, or of schedules
-        that there are."""
+        """Those of these blobs that hold arguments of tasks, but for the task ``besides``, or of schedules that there are."""
         wanted = {"keys": list(keys), "besides": besides}
         rows = await self._read(lambda snapshot: snapshot.rows(_SQL["inputs_in_use"], wanted))
         return {row[0] for row in rows}

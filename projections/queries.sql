@@ -17,9 +17,7 @@ FROM tasks WHERE origin = 'retry' AND original_task_id IN (SELECT unnest($task_i
 SELECT wanted.key
 FROM (SELECT unnest($keys) AS key) AS wanted
 WHERE EXISTS (SELECT 1 FROM tasks WHERE json_extract_string(input, '$.key') = wanted.key AND task_id <> $besides)
-   OR EXISTS (SELECT 1 FROM schedules WHERE status <> 'DELETED' AND contains(CAST(state AS VARCHAR), wanted.key))
-   OR EXISTS (SELECT 1 FROM events WHERE aggregate = 'workflows' AND type = 'created' AND aggregate_id <> $besides
-              AND json_extract_string(data, '$.stored.key') = wanted.key);
+   OR EXISTS (SELECT 1 FROM schedules WHERE status <> 'DELETED' AND contains(CAST(state AS VARCHAR), wanted.key));
 
 -- name: events_of
 -- The range of positions lets DuckDB skip all row groups outside the task's life.

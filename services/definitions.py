@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import orjson
 
+from eventq.events.blob_keys import definition_key
 from eventq.events.blobs import BlobStore
 from eventq.events.data import BlobRef, EventData
 from eventq.events.envelope import Stored
@@ -16,14 +19,14 @@ from eventq.events.workflow import WORKFLOWS
 from eventq.events.workflow_events import Definition, WorkflowCreated
 
 
-async def read_created(log_: EventLog, workflow_id: str) -> WorkflowCreated | None:
+async def read_created(log: EventLog, workflow_id: str) -> WorkflowCreated | None:
     """The data of a workflow's first event, or what is left of it; ``None`` where there is no such workflow."""
-    first = await log_.at(WORKFLOWS.name, workflow_id, 1)
+    first = await log.at(WORKFLOWS.name, workflow_id, 1)
     if first is None:
-        newest = await log_.last(WORKFLOWS.name, workflow_id, fresh=True)
+        newest = await log.last(WORKFLOWS.name, workflow_id, fresh=True)
         if newest is None:
             return None
-        data = await _created_left(log_, workflow_id, newest)
+        data = await _created_left(log, workflow_id, newest)
     else:
         data = first.event.data
     if not isinstance(data, WorkflowCreated):
@@ -31,13 +34,13 @@ async def read_created(log_: EventLog, workflow_id: str) -> WorkflowCreated | No
     return data
 
 
-async def _created_left(log_: EventLog, workflow_id: str, newest: Stored) -> EventData | None:
+async def _created_left(log: EventLog, workflow_id: str, newest: Stored) -> EventData | None:
     """What is left of the first event, from the newest that tells of it: nothing but ``erased`` follows one that is."""
     stored: Stored | None = newest
     while stored is not None and isinstance(stored.event.data, Erased):
         if (data := left_at(WORKFLOWS.name, stored.event.data, 1)) is not None:
             return data
-        stored = await log_.at(WORKFLOWS.name, workflow_id, stored.event.version - 1)
+        stored = await log.at(WORKFLOWS.name, workflow_id, stored.event.version - 1)
     return None
 
 
@@ -46,7 +49,12 @@ async def read_definition(blobs: BlobStore, created: WorkflowCreated) -> Definit
     if created.definition is not None:
         return created.definition
     assert created.stored is not None
-    return Definition.model_validate_json(await blobs.get_async(created.stored, max_bytes=WORKFLOW_DEFINITION_MAX_BYTES))
+    return await read_stored(blobs, created.stored)
+
+
+async def read_stored(blobs: BlobStore, stored: BlobRef) -> Definition:
+    """The nodes of a workflow from the blob store. Raises ``BlobNotFound`` and ``BlobDamaged``."""
+    return Definition.model_validate_json(await blobs.get_async(stored, max_bytes=WORKFLOW_DEFINITION_MAX_BYTES))
 
 
 def encode_definition(definition: Definition) -> bytes:
@@ -54,6 +62,7 @@ def encode_definition(definition: Definition) -> bytes:
     return orjson.dumps(definition.model_dump(mode="json", exclude_defaults=True))
 
 
-async def store_definition(blobs: BlobStore, encoded: bytes) -> BlobRef:
-    """Put them there."""
-    return await blobs.put_async(encoded, media_type="application/json")
+async def store_definition(blobs: BlobStore, workflow_id: str, encoded: bytes) -> BlobRef:
+    """Put them there, as this workflow's own."""
+    key = definition_key(workflow_id, hashlib.sha256(encoded).hexdigest())
+    return await blobs.put_async(encoded, key=key, media_type="application/json")

@@ -1,8 +1,8 @@
 """Giving up what finished tasks leave behind: the duty that finishes deletions, and results that nobody needs any more.
 
 The event comes first and the deletions follow, done by whoever wrote the event and once more by every scheduler that reads it
-there; so a crash in between leaves nothing behind for good. All deletions may be done again. What is erased has a file of its
-own (``erase``).
+there; so a crash in between leaves nothing behind for good. All deletions may be done again. What an erasure deletes has a file
+of its own (``overwriting``).
 
 A scheduler also gives up results whose time is over, from what the log says of when each task finished. All times are those of
 the broker's clock, which stamped the events: what a wrong clock here would give up early is lost.
@@ -27,8 +27,8 @@ from eventq.events.handle import handle
 from eventq.events.log import EventLog
 from eventq.events.subjects import PROGRESS, progress_subject
 from eventq.events.task import TERMINAL, Task
-from eventq.services.erase import Erasure, complete, dispose_of_attempts
 from eventq.services.follower import Fact, Follower
+from eventq.services.overwriting import Erasure, complete, dispose_of_attempts
 from eventq.services.side_by_side import side_by_side
 
 log = structlog.get_logger("eventq.disposal")

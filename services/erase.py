@@ -1,8 +1,7 @@
 """Destroying what a finished task carried: in the log, in the blob store, in its progress, and with who gave it its arguments.
 
-The ``erased`` event comes first: it holds what is left of each event whose message is deleted then. A scheduler completes what
-a crash leaves (``disposal``); the message of the first event that is listed goes last: while that is there, something may be
-left. All deletions may be done again.
+The ``erased`` event comes first: it holds what is left of each event whose message is deleted then (``overwriting``). A
+scheduler completes what a crash leaves (``disposal``).
 
 A workflow and a schedule hold in their own events what they give their tasks. So theirs are emptied before the task's; which
 is refused while they may need it yet.
@@ -10,56 +9,53 @@ is refused while they may need it yet.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
-import nats.errors
 import orjson
-from nats.js.errors import APIError, NotFoundError
 
 from eventq.events.aggregate import Aggregate, S
 from eventq.events.blobs import BlobStore
 from eventq.events.commands import EraseTask
 from eventq.events.data import BlobRef, EventData
-from eventq.events.envelope import NO_TRACE, Stored, Trace, decode, encode, next_event
+from eventq.events.envelope import NO_TRACE, Stored, Trace, encode, next_event
 from eventq.events.erasure import definition_left, inputs_of, left_at, tombstone
-from eventq.events.errors import BlobNotFound, IllegalTransition, LogUnavailable, PayloadTooLarge, TaskErased, TaskNotFound
+from eventq.events.errors import (
+    BlobDamaged,
+    BlobNotFound,
+    IllegalTransition,
+    LogUnavailable,
+    PayloadTooLarge,
+    TaskErased,
+    TaskNotFound,
+    VersionConflict,
+)
 from eventq.events.failpoints import failpoint
-from eventq.events.handle import Handled, handle, handle_any, read_state, read_task
+from eventq.events.handle import CONFLICTS_MAX, Handled, handle, handle_any, read_state, read_task
 from eventq.events.limits import EVENT_MAX_BYTES
 from eventq.events.log import EventLog
-from eventq.events.reader import Message, Tail
-from eventq.events.schedule import SCHEDULES, EraseSchedule, ScheduleStatus
-from eventq.events.subjects import EVENTS, PROGRESS, aggregate_filter, progress_subject, type_filter
+from eventq.events.schedule import SCHEDULES, EraseSchedule, Schedule, ScheduleStatus
+from eventq.events.subjects import aggregate_filter, type_filter
 from eventq.events.task import TASKS, Task, decide
 from eventq.events.task_events import Erased, ErasedEvent, Submitted
-from eventq.events.workflow import WORKFLOWS, EraseWorkflow, decide_workflow
-from eventq.events.workflow_events import WorkflowCreated
-from eventq.services.definitions import encode_definition, read_definition, store_definition
+from eventq.events.workflow import WORKFLOWS, EraseWorkflow, Workflow, decide_workflow
+from eventq.events.workflow_events import Definition, WorkflowCreated
+from eventq.services.definitions import encode_definition, read_stored, store_definition
+from eventq.services.overwriting import Erasure, complete, dispose, events_under, read_erased
 from eventq.services.schedules import read_schedule
 
-SOURCE = "api"
+C = TypeVar("C", EraseWorkflow, EraseSchedule)
 
-SILENCE_S = 5.0
-"""Messages that the broker said it has and does not send for so long were deleted meanwhile."""
+SOURCE = "api"
 
 LEFT_MAX_BYTES = EVENT_MAX_BYTES // 2
 """What is left of the events of a workflow or schedule that one of its ``erased`` events tells of: as JSON."""
 
-_NOT_ANSWERED = (nats.errors.Error, APIError, TimeoutError)
-
 InUse = Callable[[Sequence[str], str], Awaitable[Collection[str]]]
 """Which of these blobs are others' as well, beside the task, workflow or schedule of that id."""
-
-
-class Erasure(NamedTuple):
-    """The ``erased`` event at one version of a history."""
-
-    kind: str
-    id: str
-    version: int
 
 
 class _Left(NamedTuple):
@@ -116,39 +112,6 @@ async def erase(log: EventLog, blobs: BlobStore, task_id: str, asked: Asked, in_
     return handled
 
 
-async def complete(log: EventLog, blobs: BlobStore, erasure: Erasure) -> bool:
-    """Do what is left to be done of an erasure; answers whether there was something. Raises ``Unavailable``."""
-    erased = await _read_erased(log, erasure)
-    if erased is None or not await _is_left(log, erasure, erased):
-        return False
-    await dispose(log, blobs, erasure)
-    return True
-
-
-async def dispose(log: EventLog, blobs: BlobStore, erasure: Erasure) -> None:
-    """Overwrite the messages that an ``erased`` event lists, of a task in PROGRESS too, and delete its blobs.
-
-    Again is nothing. Raises ``Unavailable`` where something may be left.
-    """
-    erased = await _read_erased(log, erasure)
-    if erased is None:
-        return
-    if erasure.kind == TASKS.name:
-        await dispose_of_attempts(log, blobs, erasure.id)
-    if await _is_left(log, erasure, erased):  # else a later task may have been given the very same bytes since
-        for key in erased.blobs:
-            await blobs.delete_async(key)
-    failpoint("erase.before_messages")
-    await _overwrite(log, EVENTS, [left.position for left in reversed(erased.events)])
-
-
-async def dispose_of_attempts(log: EventLog, blobs: BlobStore, task_id: str) -> None:
-    """Delete the files of an erased task's attempts, and overwrite their progress. Again is nothing. Raises ``Unavailable``."""
-    await blobs.delete_outputs_async(task_id)
-    positions = [message.position async for message in _messages(log, PROGRESS, [progress_subject(task_id)])]
-    await _overwrite(log, PROGRESS, positions)
-
-
 async def _history(log: EventLog, task_id: str, version: int) -> list[Stored]:
     found: list[Stored] = []
     for number in range(1, version + 1):
@@ -174,8 +137,9 @@ def _check_size(task_id: str, task: Task, command: EraseTask) -> None:
 
 async def _erase_again(log: EventLog, blobs: BlobStore, erasure: Erasure, asked: Asked, in_use: InUse) -> None:
     """Make sure that nothing is left."""
-    erased = await _read_erased(log, erasure)
-    given = None if erased is None else left_at(TASKS.name, erased, 1)
+    erased = await read_erased(log, erasure)
+    first = await log.at(TASKS.name, erasure.id, 1)  # stays where it carried nothing
+    given = first.event.data if first is not None else left_at(TASKS.name, erased, 1) if erased is not None else None
     await _empty_givers(log, blobs, given, asked, in_use)
     await dispose(log, blobs, erasure)
 
@@ -184,71 +148,120 @@ async def _empty_givers(log: EventLog, blobs: BlobStore, given: EventData | None
     """Destroy what the workflow or the schedule holds that gave the task ``given``."""
     if not isinstance(given, Submitted):
         return
-    if given.workflow_id is not None and given.node is not None:
-        await _empty_workflow(log, blobs, given.workflow_id, asked, in_use)
+    if given.workflow_id is not None and given.node is not None:  # else a task of it spawned this one, and gave the arguments
+        await _empty_workflow(log, blobs, given.workflow_id, asked)
     if given.schedule_id is not None:
         await _empty_schedule(log, blobs, given.schedule_id, given, asked, in_use)
 
 
-async def _empty_workflow(log: EventLog, blobs: BlobStore, workflow_id: str, asked: Asked, in_use: InUse) -> None:
-    workflow = await read_state(log, WORKFLOWS, workflow_id, fresh=True)
-    decide_workflow(EraseWorkflow(asked.requested_by, asked.reason, ()), workflow)  # refuses before anything is read
-    left: list[_Left] = []
-    async for stored in _events(log, [aggregate_filter(WORKFLOWS.name, workflow_id)]):
-        held, kept = await _definitions(blobs, stored.event.data)
-        if (remains := tombstone(stored, kept)) is not None:
-            left.append(_Left(remains, [] if held is None or held == kept else [held.key]))
-    await _append_and_dispose(log, blobs, WORKFLOWS, workflow_id, EraseWorkflow, left, asked, in_use)
+async def _empty_workflow(log: EventLog, blobs: BlobStore, workflow_id: str, asked: Asked) -> None:
+    async def look() -> _Giver[Workflow, EraseWorkflow]:
+        workflow = await read_state(log, WORKFLOWS, workflow_id, fresh=True)
+        decide_workflow(EraseWorkflow(asked.requested_by, asked.reason, ()), workflow)  # refuses before anything is read
+        giver = _Giver(WORKFLOWS, workflow_id, workflow, EraseWorkflow)
+        async for stored in events_under(log, [aggregate_filter(WORKFLOWS.name, workflow_id)]):
+            held = stored.event.data.stored if isinstance(stored.event.data, WorkflowCreated) else None
+            definition = None if held is None else await _definition_left(blobs, workflow_id, held)
+            giver.add(stored, tombstone(stored, definition), [] if held is None or held == definition else [held.key])
+        return giver
+
+    await _empty(log, blobs, look, asked)
 
 
-async def _definitions(blobs: BlobStore, data: EventData) -> tuple[BlobRef | None, BlobRef | None]:
-    """Where the definition lies that the event refers to, and where what is to be left of it does."""
-    if not isinstance(data, WorkflowCreated) or data.stored is None:
-        return None, None
+async def _definition_left(blobs: BlobStore, workflow_id: str, held: BlobRef) -> BlobRef:
+    """Where what is to be left of a stored definition lies: its structure, as far as it can be read."""
     try:
-        definition = await read_definition(blobs, data)
-    except BlobNotFound:
-        return data.stored, data.stored  # it is gone already
-    return data.stored, await store_definition(blobs, encode_definition(definition_left(definition)))
+        definition = await read_stored(blobs, held)
+    except (BlobNotFound, BlobDamaged):
+        definition = Definition(nodes=[])
+    return await store_definition(blobs, workflow_id, encode_definition(definition_left(definition)))
 
 
 async def _empty_schedule(
     log: EventLog, blobs: BlobStore, schedule_id: str, given: Submitted, asked: Asked, in_use: InUse
 ) -> None:
-    schedule = await read_schedule(log, schedule_id, fresh=True)
-    deleted = schedule.status is ScheduleStatus.DELETED
-    if not deleted and _same_arguments(schedule.required_spec.task, given):
-        raise IllegalTransition(
-            f"schedule {schedule_id} still gives its tasks these arguments: delete it, or change them, first",
-            status=schedule.status.value,
+    async def look() -> _Giver[Schedule, EraseSchedule]:
+        schedule = await read_schedule(log, schedule_id, fresh=True)
+        deleted = schedule.status is ScheduleStatus.DELETED
+        if not deleted and _same_arguments(schedule.required_spec.task, given):
+            raise IllegalTransition(
+                f"schedule {schedule_id} still gives its tasks these arguments: delete it, or change them, first",
+                status=schedule.status.value,
+            )
+        giver = _Giver(SCHEDULES, schedule_id, schedule, EraseSchedule)
+        names = ("created", "updated", "erased")
+        async for stored in events_under(log, [type_filter(SCHEDULES.name, schedule_id, name) for name in names]):
+            if "spec" in stored.event.state:
+                raise IllegalTransition(
+                    f"schedule {schedule_id} was made by an earlier build: each of its events carries its arguments, which "
+                    "cannot be erased",
+                    status=schedule.status.value,
+                )
+            past = deleted or stored.event.version < schedule.spec_version
+            giver.add(stored, tombstone(stored) if past else None, inputs_of(stored.event))
+        giver.shared = set(await in_use(giver.blobs, schedule_id)) if giver.blobs else set()
+        return giver
+
+    shared = await _empty(log, blobs, look, asked)
+    if shared:  # as in `erase`
+        for key in shared.difference(await in_use(sorted(shared), schedule_id)):
+            await blobs.delete_async(key)
+
+
+@dataclass(slots=True)
+class _Giver(Generic[S, C]):
+    """A workflow or schedule in ``state``, and what of its events is to be destroyed. ``left``: what is to be left of each;
+    ``erasures``: versions of earlier ``erased`` events, which may not have been completed; ``shared``: blobs that stay."""
+
+    kind: Aggregate[S]
+    id: str
+    state: S
+    command: Callable[[str, str | None, tuple[ErasedEvent, ...], tuple[str, ...]], C]
+    left: dict[int, _Left] = field(default_factory=dict[int, "_Left"])
+    erasures: list[int] = field(default_factory=list[int])
+    shared: set[str] = field(default_factory=set[str])
+
+    def add(self, stored: Stored, left: ErasedEvent | None, blobs: list[str]) -> None:
+        """The next event. What an earlier ``erased`` event lists is not listed again."""
+        if isinstance(stored.event.data, Erased):
+            self.erasures.append(stored.event.version)
+            for told in stored.event.data.events:
+                self.left.pop(told.position, None)
+        elif left is not None:
+            self.left[stored.position] = _Left(left, blobs)
+
+    @property
+    def blobs(self) -> list[str]:
+        """Keys of all blobs that these events refer to and what is left of them does not."""
+        return sorted({key for each in self.left.values() for key in each.blobs})
+
+
+async def _empty(log: EventLog, blobs: BlobStore, look: Callable[[], Awaitable[_Giver[S, C]]], asked: Asked) -> set[str]:
+    """Say what is left of a giver's events, in as many events as that takes, and delete the rest. Answers which blobs stay.
+
+    Looks again where somebody else wrote to it meanwhile: that may have been an erasure.
+    """
+    for _ in range(CONFLICTS_MAX):
+        giver = await look()
+        for version in giver.erasures:
+            await complete(log, blobs, Erasure(giver.kind.name, giver.id, version))
+        with suppress(VersionConflict):
+            await _append_and_dispose(log, blobs, giver, asked)
+            return giver.shared
+    raise LogUnavailable("who gave the task its arguments changes faster than that can be erased there")
+
+
+async def _append_and_dispose(log: EventLog, blobs: BlobStore, giver: _Giver[S, C], asked: Asked) -> None:
+    state = giver.state
+    for batch in _batches([*giver.left.values()]):
+        gone = sorted({key for each in batch for key in each.blobs} - giver.shared)
+        command = giver.command(asked.requested_by, asked.reason, tuple(each.event for each in batch), tuple(gone))
+        handled = await handle_any(
+            log, giver.kind, giver.id, command, source=SOURCE, trace=asked.trace, state=state, anew=False
         )
-    left: list[_Left] = []
-    async for stored in _events(log, [type_filter(SCHEDULES.name, schedule_id, name) for name in ("created", "updated")]):
-        past = deleted or stored.event.version < schedule.spec_version
-        if past and (remains := tombstone(stored)) is not None:
-            left.append(_Left(remains, inputs_of(stored.event)))
-    await _append_and_dispose(log, blobs, SCHEDULES, schedule_id, EraseSchedule, left, asked, in_use)
-
-
-async def _append_and_dispose(
-    log: EventLog,
-    blobs: BlobStore,
-    kind: Aggregate[S],
-    giver_id: str,
-    command: type[EraseWorkflow | EraseSchedule],
-    left: Sequence[_Left],
-    asked: Asked,
-    in_use: InUse,
-) -> None:
-    """Say what is left of a giver's events, in as many events as that takes, and delete the rest."""
-    keys = sorted({key for each in left for key in each.blobs})
-    shared = set(await in_use(keys, giver_id)) if keys else set[str]()
-    for batch in _batches(left):
-        gone = sorted({key for each in batch for key in each.blobs} - shared)
-        erases = command(asked.requested_by, asked.reason, tuple(each.event for each in batch), tuple(gone))
-        handled = await handle_any(log, kind, giver_id, erases, source=SOURCE, trace=asked.trace)
+        state = handled.state
         failpoint("erase.after_giver")
-        await dispose(log, blobs, Erasure(kind.name, giver_id, handled.state.version))
+        await dispose(log, blobs, Erasure(giver.kind.name, giver.id, state.version))
 
 
 def _same_arguments(one: Submitted, two: Submitted) -> bool:
@@ -257,7 +270,7 @@ def _same_arguments(one: Submitted, two: Submitted) -> bool:
 
 
 def _batches(left: Sequence[_Left]) -> Iterator[tuple[_Left, ...]]:
-    """As many as fit into one event, the newest first; each batch from its oldest on."""
+    """As many as fit into one event. The newest first: while a workflow is emptied, its first event still stands."""
     batch: list[_Left] = []
     size = 0
     for each in reversed(left):
@@ -269,58 +282,3 @@ def _batches(left: Sequence[_Left]) -> Iterator[tuple[_Left, ...]]:
         size += length
     if batch:
         yield tuple(reversed(batch))
-
-
-async def _read_erased(log: EventLog, erasure: Erasure) -> Erased | None:
-    stored = await log.at(erasure.kind, erasure.id, erasure.version)
-    return stored.event.data if stored is not None and isinstance(stored.event.data, Erased) else None
-
-
-async def _is_left(log: EventLog, erasure: Erasure, erased: Erased) -> bool:
-    """Whether the message that goes last is still there."""
-    return bool(erased.events) and await log.at(erasure.kind, erasure.id, erased.events[0].event["version"]) is not None
-
-
-async def _events(log: EventLog, subjects: Sequence[str]) -> AsyncIterator[Stored]:
-    """The events that stand under these subjects, oldest first."""
-    async for message in _messages(log, EVENTS, subjects):
-        yield Stored(message.position, decode(message.payload, message.subject))
-
-
-async def _messages(log: EventLog, stream: str, subjects: Sequence[str]) -> AsyncIterator[Message]:
-    """The messages that stand under these subjects, oldest first. Raises ``LogUnavailable``."""
-    newest = max([await _newest(log, stream, subject) for subject in subjects])
-    async with Tail(log.broker, stream, after=0, subject=subjects) as tail:
-        while tail.position < newest and (batch := await tail.next(timeout_s=SILENCE_S)):
-            for message in batch:
-                yield message
-
-
-async def _newest(log: EventLog, stream: str, subject: str) -> int:
-    """The position of the newest message under it; 0 where there is none."""
-    try:
-        return (await log.broker.js.get_last_msg(stream, subject)).seq or 0
-    except NotFoundError:
-        return 0
-    except _NOT_ANSWERED as error:
-        raise LogUnavailable(f"{stream} cannot be read: {error!r}") from error
-
-
-async def _overwrite(log: EventLog, stream: str, positions: Iterable[int]) -> None:
-    """Delete messages such that their bytes are gone from the broker's files."""
-    for position in positions:
-        try:
-            await log.broker.js.delete_msg(stream, position)
-        except (NotFoundError, *_NOT_ANSWERED) as error:
-            if await _stands(log, stream, position):  # the broker says the same where it must not delete and where it cannot
-                raise LogUnavailable(f"message {position} of {stream} could not be deleted: {error!r}") from error
-
-
-async def _stands(log: EventLog, stream: str, position: int) -> bool:
-    try:
-        await log.broker.js.get_msg(stream, position)
-    except NotFoundError:
-        return False
-    except _NOT_ANSWERED as error:
-        raise LogUnavailable(f"message {position} of {stream} cannot be looked for: {error!r}") from error
-    return True

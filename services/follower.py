@@ -19,7 +19,7 @@ import structlog
 from eventq.events.broker import Broker
 from eventq.events.errors import Damaged, LogDamaged
 from eventq.events.reader import Message, Tail
-from eventq.events.subjects import EVENTS
+from eventq.events.subjects import EVENTS, GONE
 
 log = structlog.get_logger("eventq.follower")
 
@@ -102,8 +102,9 @@ class Follower:
                 batch = await tail.next(timeout_s=LOOK_S)
                 for message in batch:
                     fact = _taken_apart(message)
-                    for duty in self._duties:
-                        duty.note(fact)
+                    if fact.type != GONE:
+                        for duty in self._duties:
+                            duty.note(fact)
                     self.position = message.position
                 if not batch or batch[-1].pending == 0:
                     self._caught_up.set()

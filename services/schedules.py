@@ -97,7 +97,9 @@ class TickMaker:
             if schedule.waiting and schedule.next_at is not None:
                 await set_timer(self._log.timers, tick_hint(schedule_id), schedule.next_at)
             return True
-        busy = schedule.required_spec.overlap == "skip" and await self._busy(schedule_id, schedule)
+        if schedule.spec is None:
+            return False  # it was given another, and this one was erased, since it was read
+        busy = schedule.spec.overlap == "skip" and await self._busy(schedule_id, schedule)
         long_ago = now - schedule.next_at > AT_ONCE_MAX_LAG
         ticked = (
             await asyncio.to_thread(plan_tick, schedule_id, schedule, now, busy=busy)
@@ -116,7 +118,7 @@ class TickMaker:
             return False
         self.ticked += 1
         failpoint("schedule.before_submit")
-        await self.make(schedule_id, schedule.required_spec, ticked.task_ids)
+        await self.make(schedule_id, schedule.spec, ticked.task_ids)
         return True
 
     async def make(self, schedule_id: str, spec: ScheduleSpec, task_ids: Sequence[str]) -> None:
@@ -130,13 +132,16 @@ class TickMaker:
 
     async def make_missing(self, schedule_id: str, state: dict[str, Any], task_ids: Sequence[str]) -> int:
         """Make those of them that have no history at all, which an erased task has; answers how many. ``state``: the schedule's
-        as it travels in the event that decided them. Where what it made was erased since, nothing can be made."""
+        as it travels in the event that decided them. Where what it made then was erased since, it is what it makes now
+        that counts."""
         missing = [task_id for task_id in task_ids if (await read_task(self._log, task_id, fresh=True)).version == 0]
         if not missing:
             return 0
         schedule = await with_spec(self._log, schedule_id, SCHEDULES.from_summary(state))
         if schedule.spec is None:
-            return 0
+            schedule = await read_schedule(self._log, schedule_id, fresh=True)
+        if schedule.spec is None:
+            return 0  # it was deleted
         await self.make(schedule_id, schedule.spec, missing)
         return len(missing)
 
@@ -181,7 +186,9 @@ class ScheduleSweep:
             self._waiting[fact.id] = datetime.fromisoformat(next_at)
         else:
             self._waiting.pop(fact.id, None)
-        if fact.type == "ticked":
+        if fact.type == "erased" and fact.state.get("status") == ScheduleStatus.DELETED:
+            self._unmade = {task_id: unmade for task_id, unmade in self._unmade.items() if unmade[0] != fact.id}
+        elif fact.type == "ticked":
             self._unmade |= dict.fromkeys(fact.data.get("task_ids", []), (fact.id, fact))
         elif fact.type == "triggered":
             self._unmade[fact.data["task_id"]] = (fact.id, fact)

@@ -61,7 +61,7 @@ async def create(api: Api, body: WorkflowRequest, keyed: Keyed | None, requested
     definition = Definition(nodes=[await _node(api, number, node) for number, node in enumerate(body.nodes)])
     await asyncio.to_thread(check_graph, definition.nodes)
     now = await broker_clock(api.log.broker)()
-    created = await _created(api, body, definition, keyed, requested_by, now)
+    created = await _created(api, workflow_id, body, definition, keyed, requested_by, now)
     if created.deadline_at is not None:
         await _set_deadline(api, workflow_id, created.deadline_at, 1)
     try:
@@ -117,7 +117,13 @@ async def _set_deadline(api: Api, workflow_id: str, deadline_at: datetime, versi
 
 
 async def _created(
-    api: Api, body: WorkflowRequest, definition: Definition, keyed: Keyed | None, requested_by: str, now: datetime
+    api: Api,
+    workflow_id: str,
+    body: WorkflowRequest,
+    definition: Definition,
+    keyed: Keyed | None,
+    requested_by: str,
+    now: datetime,
 ) -> WorkflowCreated:
     encoded = encode_definition(definition)
     if len(encoded) > WORKFLOW_DEFINITION_MAX_BYTES:
@@ -129,7 +135,7 @@ async def _created(
         name=body.name,
         nodes=len(definition.nodes),
         definition=None if large else definition,
-        stored=await store_definition(api.blobs, encoded) if large else None,
+        stored=await store_definition(api.blobs, workflow_id, encoded) if large else None,
         timeout_s=timeout_s,
         deadline_at=None if timeout_s is None else now + timedelta(seconds=timeout_s),
         tags=body.tags,

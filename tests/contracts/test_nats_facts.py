@@ -21,6 +21,8 @@ from nats.js.errors import APIError, NoKeysError
 from pydantic import BaseModel
 from uuid_utils.compat import uuid7
 
+from eventq.events.atomic import store_together
+from eventq.events.ingest import Outgoing, Refused
 from tests.support.fast_ingest import ADD, STORE_AND_COMMIT, FastIngest
 from tests.support.nats import NatsServer
 from tests.support.poll import eventually
@@ -51,6 +53,9 @@ async def js(nc: Client) -> JetStreamContext:
 @pytest.fixture
 async def ingest(nc: Client, js: JetStreamContext) -> FastIngest:
     return await FastIngest.on(nc)
+
+
+ATOMIC = StreamConfig(name="A", subjects=["a.>"], allow_batched=True, allow_atomic=True, allow_direct=True)
 
 
 class TestFastIngest:
@@ -181,6 +186,36 @@ class TestVersionCheck:
         with pytest.raises(APIError) as refused:
             await js.publish("s", b"x" * 500)
         assert refused.value.err_code == 10077
+
+
+class TestAtomicBatch:
+    """`Nats-Batch-Id`, `Nats-Batch-Sequence`, and `Nats-Batch-Commit` on the last: with `events/atomic.py`."""
+
+    async def stored(self, nc: Client, *subjects: str, check: dict[str, str] | None = None) -> int:
+        messages = [Outgoing(subject, b"x", {}) for subject in subjects]
+        messages[-1] = messages[-1]._replace(headers=check or {})
+        return await store_together(nc, messages)
+
+    async def test_all_stand_one_after_the_other_beside_an_open_pipe(self, nc: Client, ingest: FastIngest) -> None:
+        await nc.jetstream().update_stream(ATOMIC)
+        await ingest.ask("b", 1, "a.1.1.x", check=free(1))
+        assert await self.stored(nc, "a.1.2.x", "a.1.3.x", "a.1.4.x", check=free(4)) == 4
+        assert await ingest.ask("b", 2, "a.1.5.x", check=free(5)) == [{"type": "ack", "seq": 2, "msgs": 1}]
+        last = await nc.jetstream().get_last_msg("A", "a.1.>")
+        assert (last.seq, last.subject) == (5, "a.1.5.x")
+
+    async def test_a_check_that_fails_refuses_all(self, nc: Client, js: JetStreamContext) -> None:
+        await js.update_stream(ATOMIC)
+        await js.publish("a.1.3.x", b"")
+        with pytest.raises(Refused):
+            await self.stored(nc, "a.1.1.gone", "a.1.3.x", check=free(3))
+        assert (await js.stream_info("A")).state.messages == 1
+
+    async def test_what_it_stored_counts_for_checks_that_follow(self, nc: Client, ingest: FastIngest) -> None:
+        await nc.jetstream().update_stream(ATOMIC)
+        await self.stored(nc, "a.1.1.gone", "a.1.3.x", check=free(3))
+        [_, refused] = await ingest.ask("b", 1, "a.1.1.x", check=free(1))
+        assert refused["error"]["err_code"] == 10071
 
 
 async def test_a_stream_allows_1000_consumers_unless_told_otherwise(js: JetStreamContext) -> None:

@@ -47,6 +47,7 @@ from eventq.events.task_events import (
     Erased,
     ErasedEvent,
     Failed,
+    Gone,
     Idempotency,
     LostAttempt,
     Paused,
@@ -478,4 +479,24 @@ def lives() -> dict[str, list[Event]]:
         **{name: life(QUEUES, "reports", history) for name, history in QUEUE_LIVES.items()},
         **{name: life(WORKFLOWS, "wf-1", history) for name, history in WORKFLOW_LIVES.items()},
         **{name: life(SCHEDULES, "nightly", history) for name, history in SCHEDULE_LIVES.items()},
+        **{f"gone-of-{kind}": [_gone(kind)] for kind in ("tasks", "schedules", "workflows")},
     }
+
+
+def _gone(kind: str) -> Event:
+    """What holds the place of an erased event."""
+    return Event(
+        id=event_id(9),
+        source="api",
+        aggregate=kind,
+        aggregate_id="erased-1",
+        type="gone",
+        schema=1,
+        time=START,
+        version=1,
+        previous=None,
+        attempt=0,
+        trace=Trace(),
+        state={},
+        data=Gone(),
+    )

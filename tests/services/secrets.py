@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import pytest
+from nats.js.errors import NotFoundError
+
+from eventq.events.broker import Broker
+from eventq.events.log import EventLog
+from eventq.events.subjects import EVENTS
 
 SECRET = "Grüße-an-4711-niemand-sonst"
 
@@ -17,3 +26,25 @@ def _bytes_of(path: Path) -> bytes:
         return path.read_bytes()
     except FileNotFoundError:  # deleted since it was listed
         return b""
+
+
+async def first_position(log: EventLog, aggregate_id: str, kind: str = "tasks") -> int:
+    """Where the first event of a history stands."""
+    first = await log.at(kind, aggregate_id, 1)
+    assert first is not None
+    return first.position
+
+
+async def stands(broker: Broker, position: int) -> bool:
+    """Whether the message of the log at this position is still there."""
+    try:
+        await broker.js.get_msg(EVENTS, position)
+    except NotFoundError:
+        return False
+    return True
+
+
+def replace_dispose(monkeypatch: pytest.MonkeyPatch, replacement: Callable[..., Any]) -> None:
+    """Let servers and schedulers do this instead of deleting what an ``erased`` event lists."""
+    for module in ("erase", "overwriting"):
+        monkeypatch.setattr(f"eventq.services.{module}.dispose", replacement)

@@ -27,12 +27,13 @@ from eventq.projections.rebuild import Replayer, rebuild_after_erasures, verify
 from eventq.projections.store import COMPARED, ProjectionDamaged, Rebuild
 from eventq.services import erase as erasure
 from eventq.services.disposal import Disposal
-from eventq.services.erase import Asked, Erasure, dispose, erase
+from eventq.services.erase import Asked, erase
 from eventq.services.follower import Follower
+from eventq.services.overwriting import Erasure, dispose
 from eventq.services.reading import fresh_task
 from eventq.services.schedules import read_schedule
 from tests.services.backend import Backend
-from tests.services.secrets import SECRET, bytes_hold
+from tests.services.secrets import SECRET, bytes_hold, first_position, replace_dispose, stands
 from tests.support.nats import NatsServer
 from tests.support.poll import eventually
 
@@ -286,7 +287,7 @@ async def test_a_file_that_is_made_anew_before_the_deletions_holds_nothing_of_wh
     async def dies(*_: Any) -> None:
         raise ConnectionResetError
 
-    monkeypatch.setattr("eventq.services.erase.dispose", dies)
+    replace_dispose(monkeypatch, dies)
     await backend.post(f"/tasks/{task_id}/erase")
     rebuild = backend.projector.store.new_rebuild()
     async with Replayer(backend.broker, rebuild) as replayer:
@@ -337,11 +338,11 @@ async def test_a_scheduler_completes_what_a_killed_server_left(
     async def dies(*_: Any) -> None:
         raise ConnectionResetError
 
-    monkeypatch.setattr("eventq.services.erase.dispose", dies)
+    replace_dispose(monkeypatch, dies)
     status, _ = await backend.post(f"/tasks/{task_id}/erase")
     assert status == 500
     assert bytes_hold(own_nats_server.store_dir)
-    monkeypatch.setattr("eventq.services.erase.dispose", dispose)
+    replace_dispose(monkeypatch, dispose)
     monkeypatch.setattr("eventq.services.disposal.PATIENCE_S", 0.0)
     disposal = Disposal(backend.log, backend.api.blobs)
     follower = Follower(backend.broker, [disposal])
@@ -376,7 +377,8 @@ async def test_what_a_late_worker_stores_of_an_erased_task_is_erased_as_well(
 
 async def test_a_deletion_that_fails_does_not_hold_up_the_others(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     doomed, other = await secret_task(backend), await secret_task(backend)
-    monkeypatch.setattr("eventq.services.erase.dispose", left_undone)
+    first = {task_id: await first_position(backend.log, task_id) for task_id in (doomed, other)}
+    replace_dispose(monkeypatch, left_undone)
     for task_id in (doomed, other):
         assert (await backend.post(f"/tasks/{task_id}/erase"))[0] == 200
 
@@ -385,18 +387,18 @@ async def test_a_deletion_that_fails_does_not_hold_up_the_others(backend: Backen
             raise LogUnavailable("the broker refuses this one")
         await dispose(log, blobs, of)
 
-    monkeypatch.setattr("eventq.services.erase.dispose", fails_for_one)
+    replace_dispose(monkeypatch, fails_for_one)
     monkeypatch.setattr("eventq.services.disposal.PATIENCE_S", 0.0)
     disposal = Disposal(backend.log, backend.api.blobs)
     follower = Follower(backend.broker, [disposal])
     running = [asyncio.create_task(follower.run()), asyncio.create_task(disposal.run(follower))]
 
     async def gone() -> bool:
-        return await backend.log.at("tasks", other, 1) is None
+        return not await stands(backend.broker, first[other])
 
     await eventually(gone, what="what the other carried is deleted")
     await end(*running)
-    assert await backend.log.at("tasks", doomed, 1) is not None
+    assert await stands(backend.broker, first[doomed])
 
 
 async def test_an_event_that_only_a_newer_program_can_read_does_not_end_the_duty(backend: Backend) -> None:

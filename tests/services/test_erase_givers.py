@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
+from structlog.testing import capture_logs
 
+from eventq.events.commands import CompleteAttempt
 from eventq.events.ending import end
-from eventq.events.errors import IllegalTransition
-from eventq.events.handle import read_state
-from eventq.events.schedule import SCHEDULES
+from eventq.events.envelope import Event
+from eventq.events.errors import IllegalTransition, PayloadTooLarge
+from eventq.events.handle import handle, handle_any, read_state
+from eventq.events.reader import Message, Tail
+from eventq.events.schedule import SCHEDULES, Schedule, TriggerSchedule
+from eventq.events.submitter import Submitter
+from eventq.events.task import from_summary
+from eventq.events.task_events import Submitted
+from eventq.events.workflow import WORKFLOWS, SignalWorkflow
 from eventq.projections.rebuild import rebuild_after_erasures, verify
 from eventq.services import erase as erasure
+from eventq.services import overwriting
 from eventq.services.disposal import Disposal
-from eventq.services.erase import dispose
 from eventq.services.follower import Follower
+from eventq.services.overwriting import dispose
+from eventq.services.schedules import ScheduleSweep, TickMaker, read_schedule, tick_hint
 from tests.services.backend import Backend
-from tests.services.secrets import SECRET, bytes_hold
+from tests.services.secrets import SECRET, bytes_hold, first_position, replace_dispose, stands
 from tests.services.workflows import Site, step
 from tests.support.nats import NatsServer
 from tests.support.poll import eventually
@@ -163,15 +174,173 @@ async def test_the_request_of_an_erased_workflow_is_answered_as_before(site: Sit
     assert (status, answer["code"]) == (422, "IDEMPOTENCY_KEY_REUSED")
 
 
-async def test_a_definition_that_another_workflow_has_as_well_stays_for_that_one(site: Site, tmp_path: Path) -> None:
+async def test_workflows_of_the_same_large_definition_have_one_each(site: Site, tmp_path: Path) -> None:
     one, other = await run_secretly(site, LARGE), await run_secretly(site, LARGE)
-    await erased(site, task_of(one, "a"))
+    await asyncio.gather(erased(site, task_of(one, "a")), erased(site, task_of(one, "b")))
     assert bytes_hold(tmp_path / "blobs")
-    assert (await site.get(other["workflow_id"]))["nodes"]
-    for workflow in (other, one):
-        for node in ("a", "b"):
-            await erased(site, task_of(workflow, node))
+    assert len((await site.get(other["workflow_id"]))["nodes"]) == 4
+    await asyncio.gather(erased(site, task_of(other, "a")), erased(site, task_of(other, "b")))
     assert bytes_hold(tmp_path / "blobs") == []
+
+
+async def test_a_definition_that_is_damaged_is_deleted_and_its_structure_lost(site: Site, tmp_path: Path) -> None:
+    workflow = await run_secretly(site, LARGE)
+    for path in bytes_hold(tmp_path / "blobs" / "workflows"):
+        path.write_bytes(path.read_bytes()[:-1] + b"!")
+    for node in ("a", "b"):
+        await erased(site, task_of(workflow, node))
+    assert bytes_hold(tmp_path / "blobs") == []
+    assert (await site.get(workflow["workflow_id"]))["nodes"] == []
+
+
+async def test_a_rejection_keeps_no_comment(site: Site, own_nats_server: NatsServer) -> None:
+    async with site.coordinator(), site.workers(2):
+        workflow_id = await site.submit(step("a"), {"name": "ok", "kind": "approval", "depends_on": ["a"]})
+        await site.until_node(workflow_id, "ok", "WAITING")
+        rejection = {"by": "ada", "comment": SECRET}
+        assert (await site.backend.post(f"/workflows/{workflow_id}/nodes/ok/reject", rejection))[0] == 200
+        failed = await site.until(workflow_id, "FAILED")
+    await erased(site, task_of(failed, "a"))
+    assert bytes_hold(own_nats_server.store_dir) == []
+
+
+async def test_a_coordinator_minds_no_erasure(site: Site) -> None:
+    with capture_logs() as told:
+        async with site.coordinator(), site.workers(2):
+            done = await site.until(await site.submit(step("a", task_kwargs={"message": SECRET})), "COMPLETED")
+            await erased(site, task_of(done, "a"))
+            await site.until(await site.submit(step("c")), "COMPLETED")
+    assert "coordinator.workflow_waits" not in [entry["event"] for entry in told]
+
+
+async def test_what_a_task_of_a_running_workflow_spawned_is_the_spawners_and_is_erased(site: Site) -> None:
+    async with site.coordinator(), site.workers(2):
+        workflow_id = await site.submit({"name": "ok", "kind": "approval", "depends_on": []})
+        await site.until_node(workflow_id, "ok", "WAITING")
+        spawned = Submitted(
+            task_name="echo", kwargs={"message": SECRET}, pool="cpu", queue="default", priority=7, max_retries=0
+        ).model_copy(update={"workflow_id": workflow_id, "parent_task_id": "parent"})
+        await site.backend.api.submitter.submit("spawned", spawned)
+
+        async def completed() -> bool:
+            return (await site.task("spawned")).finished
+
+        await eventually(completed, what="the spawned task completes")
+        await erased(site, "spawned")
+
+
+async def test_many_tasks_of_a_workflow_are_erased_at_once_and_it_is_emptied_once(site: Site) -> None:
+    names = [f"n{number}" for number in range(30)]
+    async with site.coordinator(), site.workers(4):
+        workflow_id = await site.submit(*(step(name, task_kwargs={"message": SECRET}) for name in names))
+        workflow = await site.until(workflow_id, "COMPLETED")
+    await asyncio.gather(*(erased(site, task_of(workflow, name)) for name in names))
+    emptied = [event for event in await site.history() if (event.aggregate, event.type) == ("workflows", "erased")]
+    assert len(emptied) == 1
+
+
+async def test_erasing_again_empties_a_workflow_that_an_earlier_build_left(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of `a` itself nothing had to be destroyed: its first event still stands."""
+    async with site.coordinator(), site.workers(2):
+        workflow_id = await site.submit(step("a"), step("b", "a", task_kwargs={"message": SECRET}))
+        workflow = await site.until(workflow_id, "COMPLETED")
+
+    async def none(*_: Any) -> None:
+        return None
+
+    with monkeypatch.context() as patch:
+        patch.setattr(erasure, "_empty_givers", none)
+        await erased(site, task_of(workflow, "a"))
+    assert not (await site.get(workflow_id))["erased"]
+    await erased(site, task_of(workflow, "a"))
+    assert (await site.get(workflow_id))["erased"]
+
+
+async def test_a_history_that_is_too_long_is_refused_before_the_workflow_is_emptied(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workflow = await run_secretly(site)
+    before = await site.backend.last_position()
+
+    def too_large(*_: Any) -> None:
+        raise PayloadTooLarge("task_id", "has too many events")
+
+    monkeypatch.setattr(erasure, "_check_size", too_large)
+    assert (await site.backend.post(f"/tasks/{task_of(workflow, 'a')}/erase"))[0] == 413
+    assert await site.backend.last_position() == before
+
+
+async def test_a_broker_that_stands_still_does_not_make_a_workflow_look_empty(
+    site: Site, own_nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workflow = await run_secretly(site)
+    monkeypatch.setattr(overwriting, "SILENCE_S", 0.3)
+    honest = Tail.next
+
+    async def silent(tail: Tail, timeout_s: float | None = None) -> list[Message]:
+        return [] if timeout_s == overwriting.SILENCE_S else await honest(tail, timeout_s)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Tail, "next", silent)
+        status, answer = await site.backend.post(f"/tasks/{task_of(workflow, 'a')}/erase")
+        assert (status, answer["code"]) == (503, "LOG_UNAVAILABLE")
+    for node in ("a", "b"):
+        await erased(site, task_of(workflow, node))
+    assert bytes_hold(own_nats_server.store_dir) == []
+
+
+async def test_nobody_writes_where_an_erased_event_stood(site: Site) -> None:
+    """A schedule that goes on, a workflow and a task, each beside a writer that has not looked for long."""
+    backend = site.backend
+    async with site.coordinator(), site.workers(2):
+        workflow_id = await site.submit(*secret_nodes(SECRET))
+        await site.until_node(workflow_id, "ok", "WAITING")
+        old_workflow = await read_state(backend.log, WORKFLOWS, workflow_id, fresh=True)
+        await backend.post(f"/workflows/{workflow_id}/nodes/ok/approve", {"by": "ada", "comment": SECRET})
+        await backend.post(f"/workflows/{workflow_id}/signals/paid", {"payload": [SECRET]})
+        workflow = await site.until(workflow_id, "COMPLETED")
+    task_id = task_of(workflow, "b")
+    started = await backend.log.at("tasks", task_id, 2)
+    assert started is not None
+    await erased(site, task_id)
+    scheduled_task = await scheduled(backend)
+    old_schedule = await read_schedule(backend.log, "nightly", fresh=True)
+    for name in ("secret", "harmless"):
+        async with backend.client.patch(
+            "/api/v1/schedules/nightly", json={"task_kwargs": {"width": 1, "name": name}}
+        ) as answer:
+            assert answer.status == 200
+    await erased(site, scheduled_task)
+
+    signal = SignalWorkflow("paid", 1, "late")
+    with pytest.raises(IllegalTransition):
+        await handle_any(backend.log, WORKFLOWS, workflow_id, signal, source="late", state=old_workflow)
+    late = CompleteAttempt(attempt=1, result="late", output=None, duration_s=0.1)
+    with pytest.raises(IllegalTransition):
+        await handle(backend.log, task_id, late, source="late", task=from_summary(started.event.state))
+    trigger = TriggerSchedule("late-trigger", "late")
+    handled = await handle_any(backend.log, SCHEDULES, "nightly", trigger, source="late", state=old_schedule)
+    assert handled.state.version == 6, "it looked again"
+    assert (await verify(backend.projector.store, backend.broker)).equal
+    assert (await site.get(workflow_id))["status"] == "COMPLETED"
+
+
+async def test_without_placeholders_a_late_writer_would_rewrite_history(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The negative control of the test above."""
+    backend = site.backend
+
+    def none(_: Any) -> list[Event]:
+        return []
+
+    monkeypatch.setattr("eventq.events.log.placeholders", none)
+    task_id = (await backend.submit(task_kwargs={"width": 1, "name": SECRET}))["task_id"]
+    begun = await backend.begin(task_id)
+    late = CompleteAttempt(attempt=1, result=SECRET, output=None, duration_s=0.1)
+    await backend.command(task_id, late)
+    await erased(site, task_id)
+    handled = await handle(backend.log, task_id, late, source="late", task=begun)
+    assert handled.state.version == 3
+    await eventually(lambda: backend.projector.halted is not None, what="the projector halts")
 
 
 async def test_coordinators_that_start_later_mind_nothing(site: Site) -> None:
@@ -203,6 +372,11 @@ async def triggered(backend: Backend) -> str:
     assert status == 201, made
     await backend.complete(made["task_id"])
     return str(made["task_id"])
+
+
+async def change_schedule(backend: Backend, **changes: Any) -> None:
+    async with backend.client.patch("/api/v1/schedules/nightly", json=changes) as answer:
+        assert answer.status == 200
 
 
 async def delete_schedule(backend: Backend) -> None:
@@ -241,9 +415,7 @@ async def test_a_schedule_that_was_changed_keeps_only_what_it_gives_now(
     backend: Backend, own_nats_server: NatsServer, tmp_path: Path
 ) -> None:
     task_id = await scheduled(backend)
-    harmless = {"task_kwargs": {"width": 2, "name": "harmless"}, "tags": ["t"], "metadata": {}}
-    async with backend.client.patch("/api/v1/schedules/nightly", json=harmless) as answer:
-        assert answer.status == 200
+    await change_schedule(backend, task_kwargs={"width": 2, "name": "harmless"}, tags=["t"], metadata={})
     assert (await backend.post(f"/tasks/{task_id}/erase"))[0] == 200
     await is_nowhere(backend, own_nats_server, tmp_path)
     _, made = await backend.post("/schedules/nightly/trigger")
@@ -259,8 +431,86 @@ async def test_no_event_of_a_schedule_carries_arguments_but_those_that_set_them(
     assert SECRET not in orjson.dumps(last.event.state).decode()
     schedule = await read_state(backend.log, SCHEDULES, "nightly")
     assert schedule.spec_version == 1
-    with pytest.raises(IllegalTransition, match="erased"):
+    with pytest.raises(IllegalTransition, match="makes something else now"):
         _ = schedule.required_spec
+
+
+async def test_the_same_large_arguments_are_the_same_arguments(backend: Backend) -> None:
+    task_id = await scheduled(backend, LARGE)
+    assert (await backend.post(f"/tasks/{task_id}/erase"))[0] == 409
+
+
+async def test_a_task_of_a_schedule_without_arguments_is_erased_at_any_time(backend: Backend) -> None:
+    schedule = {"schedule_id": "nightly", "cron": "0 0 * * *", "task_name": "echo"}
+    assert (await backend.post("/schedules", schedule))[0] == 201
+    task_id = await triggered(backend)
+    assert (await backend.post(f"/tasks/{task_id}/erase"))[0] == 200
+
+
+async def test_what_was_set_by_a_change_is_erased_as_well(
+    backend: Backend, own_nats_server: NatsServer, tmp_path: Path
+) -> None:
+    schedule = {"schedule_id": "nightly", "cron": "0 0 * * *", "task_name": "resize", "task_kwargs": {"width": 1}}
+    assert (await backend.post("/schedules", schedule))[0] == 201
+    task_ids: list[str] = []
+    for text in (LARGE, SECRET, "harmless"):
+        async with backend.client.patch(
+            "/api/v1/schedules/nightly", json={"task_kwargs": {"width": 1, "name": text}}
+        ) as answer:
+            assert answer.status == 200
+        task_ids.append(await triggered(backend))
+    assert (await backend.post(f"/tasks/{task_ids[-1]}/erase"))[0] == 409
+    for task_id in task_ids[:-1]:
+        assert (await backend.post(f"/tasks/{task_id}/erase"))[0] == 200
+    await is_nowhere(backend, own_nats_server, tmp_path)
+
+
+async def test_a_tick_that_was_decided_and_not_made_is_made_of_what_the_schedule_makes_now(backend: Backend) -> None:
+    """Its scheduler died before it submitted the task; then what it was to be made of was erased."""
+    schedule = {"schedule_id": "nightly", "cron": "* * * * *", "task_name": "resize", "overlap": "skip"}
+    assert (await backend.post("/schedules", {**schedule, "task_kwargs": {"width": 1, "name": SECRET}}))[0] == 201
+    task_id = await triggered(backend)
+    known = await read_schedule(backend.log, "nightly", fresh=True)
+    assert known.next_at is not None
+    now = known.next_at + timedelta(seconds=1)
+
+    async def clock() -> datetime:
+        return now
+
+    class Dies(Submitter):
+        async def submit(self, *_: Any, **__: Any) -> Any:
+            raise ConnectionResetError
+
+    dying = TickMaker(backend.log, Dies(backend.log, source="s"), source="s", now=clock)
+    with pytest.raises(ConnectionResetError):
+        await dying.tick(tick_hint("nightly"))
+    await change_schedule(backend, task_kwargs={"width": 2, "name": "harmless"})
+    assert (await backend.post(f"/tasks/{task_id}/erase"))[0] == 200
+
+    ticks = TickMaker(backend.log, Submitter(backend.log, source="s"), source="s", now=clock)
+    sweep = ScheduleSweep(backend.log, ticks, now=clock)
+    follower = Follower(backend.broker, [sweep])
+    following = asyncio.create_task(follower.run())
+    await follower.until_caught_up()
+    now += timedelta(days=1)
+    assert await sweep.sweep() >= 1
+    await end(following)
+    (decided,) = (await read_schedule(backend.log, "nightly", fresh=True)).last_task_ids
+    _, task = await backend.get(f"/tasks/{decided}?min_version=1")
+    assert task["task_kwargs"] == {"width": 2, "name": "harmless"}
+
+
+async def test_a_schedule_of_an_earlier_build_is_refused(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of its events carries the arguments."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Schedule, "summary", Schedule.whole)
+        task_id = await scheduled(backend)
+    await delete_schedule(backend)
+    before = await backend.last_position()
+    status, answer = await backend.post(f"/tasks/{task_id}/erase")
+    assert (status, answer["code"]) == (409, "ILLEGAL_TRANSITION")
+    assert "earlier build" in answer["detail"]
+    assert await backend.last_position() == before
 
 
 @pytest.mark.parametrize("giver", ["workflow", "schedule"])
@@ -278,17 +528,17 @@ async def test_a_scheduler_completes_what_a_killed_server_left_with_the_giver(
     async def dies(*_: Any) -> None:
         raise ConnectionResetError
 
-    monkeypatch.setattr("eventq.services.erase.dispose", dies)
+    first = await first_position(backend.log, of[1], of[0])
+    replace_dispose(monkeypatch, dies)
     assert (await backend.post(f"/tasks/{task_ids[0]}/erase"))[0] == 500
-    monkeypatch.setattr("eventq.services.erase.dispose", dispose)
+    replace_dispose(monkeypatch, dispose)
     monkeypatch.setattr("eventq.services.disposal.PATIENCE_S", 0.0)
     disposal = Disposal(backend.log, backend.api.blobs)
     follower = Follower(backend.broker, [disposal])
     running = [asyncio.create_task(follower.run()), asyncio.create_task(disposal.run(follower))]
-    kind, aggregate_id = of
 
     async def gone() -> bool:
-        return await backend.log.at(kind, aggregate_id, 1) is None
+        return not await stands(backend.broker, first)
 
     await eventually(gone, what="the scheduler overwrites what was left")
     await end(*running)

@@ -1,0 +1,49 @@
+"""Messages that are stored all together or not at all: an atomic batch of JetStream.
+
+Dear (some ten milliseconds, one after the other), so only for what must never be seen in part.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+import nats.errors
+import orjson
+from nats.aio.client import Client
+
+from eventq.events.errors import LogUnavailable
+from eventq.events.ingest import Outgoing, error_of
+
+BATCH_ID, BATCH_SEQUENCE, BATCH_COMMIT = "Nats-Batch-Id", "Nats-Batch-Sequence", "Nats-Batch-Commit"
+
+TOGETHER_MAX = 1_000
+"""What the broker takes in one batch."""
+
+ANSWER_S = 10.0
+
+
+async def store_together(nc: Client, messages: Sequence[Outgoing]) -> int:
+    """Store them one after the other, with nothing between them; answers the position of the last. ``messages``: at most
+    ``TOGETHER_MAX``.
+
+    Raises ``Refused`` where a version that one of them is meant for is taken, ``LogFull`` with nothing stored either, and
+    ``LogUnavailable`` where the outcome is unknown.
+    """
+    batch = secrets.token_hex(8)
+    *first, last = (
+        message._replace(headers={**message.headers, BATCH_ID: batch, BATCH_SEQUENCE: str(number)})
+        for number, message in enumerate(messages, 1)
+    )
+    try:
+        for message in first:
+            await nc.publish(message.subject, message.payload, headers=message.headers)
+        headers = {**last.headers, BATCH_COMMIT: "1"}
+        answer = await nc.request(last.subject, last.payload, timeout=ANSWER_S, headers=headers)
+    except (nats.errors.Error, TimeoutError) as error:
+        raise LogUnavailable(f"the broker did not answer a batch of {len(messages)}: {error!r}") from error
+    told: dict[str, Any] = orjson.loads(answer.data)
+    if (refusal := told.get("error")) is not None:
+        raise error_of(int(refusal.get("err_code", 0)), refusal.get("description", ""))
+    return int(told["seq"])
