@@ -35,7 +35,7 @@ from nats.js.errors import APIError, NoStreamResponseError
 
 from eventq.events.broker import Broker
 from eventq.events.errors import LogUnavailable
-from eventq.events.group import Group
+from eventq.events.group import AtomicGroup, Group
 from eventq.events.ingest import ADD, BATCH_REFUSED, BATCH_UNKNOWN, OPEN, Outgoing, error_of, reply_subject
 
 log = structlog.get_logger("eventq.appender")
@@ -175,7 +175,14 @@ class PipelinedAppender:
         """See :class:`Appender`."""
         if len(messages) < GROUP_MIN:
             return await _one_by_one(self, messages)
-        group = Group(messages)
+        if self._broker.syncs and AtomicGroup.takes(messages):
+            group = AtomicGroup(messages)
+            outcomes = await self._send_group(group, messages)
+            if not group.refused:
+                return outcomes
+        return await self._send_group(Group(messages), messages)
+
+    async def _send_group(self, group: Group, messages: Sequence[Outgoing]) -> list[BaseException | None]:
         async with self._group_turns:
             if self._closed or time.monotonic() < self._refused_until:
                 return await _one_by_one(self, messages)
@@ -188,7 +195,7 @@ class PipelinedAppender:
             finally:
                 del self._groups[group.batch]
         outcomes: list[BaseException | None] = [group.errors.get(number) for number in range(1, len(messages) + 1)]
-        if settled:
+        if settled or group.refused:
             return outcomes
         left = [number for number, outcome in enumerate(outcomes) if outcome is None]
         for number, outcome in zip(left, await self._again([messages[n] for n in left]), strict=True):

@@ -134,6 +134,7 @@ async def bootstrap(broker: Broker, config: BrokerConfig | None = None) -> None:
     config = config or BrokerConfig()
     broker.check_version()
     await check_durability(config.monitor_urls, accept_lazy_sync=config.accept_lazy_sync)
+    broker.syncs = not config.accept_lazy_sync
     try:
         for wanted in stream_configs(config):
             await _create_or_verify(broker, wanted)

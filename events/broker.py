@@ -56,6 +56,9 @@ ASK_AGAIN_S = 0.1
 class Broker:
     """One connection. ``on_reconnect`` callbacks run after each reconnect, in the loop, and must not raise."""
 
+    syncs = False
+    """Whether the broker is known to sync what it stores before it answers (:func:`check_durability`)."""
+
     def __init__(self, nc: NatsClient) -> None:
         self.nc = nc
         self.js: JetStreamContext = nc.jetstream(timeout=5)

@@ -1,5 +1,8 @@
 """A fast-ingest batch of a known size: sent as a whole and committed by its last message. One answer stands for many.
 
+:class:`Group` is a batch of fast ingest, :class:`AtomicGroup` an atomic one. The first is cheaper, but where the broker syncs
+what it stores it syncs each message of the first by itself, and those of the second all together.
+
 The broker's answers come in order, so the answer to the commit says of all that was neither refused nor missed that it is
 stored. Anything else (a gap, another leader, a new connection, silence) leaves the outcome open, and whoever sent the group
 sends its messages again, one by one.
@@ -27,17 +30,25 @@ from eventq.events.ingest import (
     error_of,
     reply_subject,
 )
+from eventq.events.subjects import EXPECTED_SEQUENCE_SUBJECT
 
 FLOW = 32
 """Messages for one answer: seldom enough to cost little, often enough to tell a slow disk from silence."""
 
+ATOMIC_MIN, ATOMIC_MAX = 50, 1_000
+"""Messages of an atomic group. Whatever its size it costs the broker some 25 syncs, and 1,000 is the broker's limit."""
+
+BATCH_ID, BATCH_SEQUENCE, BATCH_COMMIT = "Nats-Batch-Id", "Nats-Batch-Sequence", "Nats-Batch-Commit"
 
 SLOW_S = 5.0
 """After so long without an answer of its own a group is given up, whatever else is answered: its commit may have been lost."""
 
 
 class Group:
-    """At least two messages. ``errors``: why messages were refused, by their number, which counts from 1."""
+    """At least two messages. ``errors``: why messages were refused, by their number, which counts from 1; ``refused``: the
+    broker refused the group as a whole, and nothing of it is stored."""
+
+    refused = False
 
     def __init__(self, messages: Sequence[Outgoing]) -> None:
         self.batch = secrets.token_hex(8)
@@ -96,3 +107,35 @@ class Group:
     def _settle(self, *, committed: bool) -> None:
         if not self._settled.done():
             self._settled.set_result(committed)
+
+
+class AtomicGroup(Group):
+    """Stored as a whole or not at all: where one message is refused all are, and which it was is not told.
+
+    The broker checks each against what was stored before the group, so no two may have the same check.
+    """
+
+    @staticmethod
+    def takes(messages: Sequence[Outgoing]) -> bool:
+        """Whether these may be sent so, and gain by it."""
+        checks = {message.headers.get(EXPECTED_SEQUENCE_SUBJECT) for message in messages}
+        return ATOMIC_MIN <= len(messages) <= ATOMIC_MAX and len(checks) == len(messages)
+
+    async def send(self, nc: Client, inbox: str) -> None:
+        """Hand all messages to the client. Only the last is answered."""
+        last = len(self._messages)
+        try:
+            for number, message in enumerate(self._messages, 1):
+                headers = {**message.headers, BATCH_ID: self.batch, BATCH_SEQUENCE: str(number)}
+                if number < last:
+                    await nc.publish(message.subject, message.payload, headers=headers)
+                else:
+                    headers[BATCH_COMMIT] = "1"
+                    await nc.publish(message.subject, message.payload, f"{inbox}.{self.batch}", headers=headers)
+            self._heard = time.monotonic()
+        except nats.errors.Error:
+            self.give_up()  # disconnected, with a full buffer: what was sent is never committed
+
+    def _refuse(self, answer: dict[str, Any], error: dict[str, Any]) -> None:
+        self.refused = True
+        self.give_up()

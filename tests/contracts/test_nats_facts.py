@@ -166,6 +166,94 @@ class TestFastIngest:
         assert ingest.answers["b"] == [{"status": "503"}]
 
 
+class Atomic:
+    """A bare client of atomic batches. Only the last message, which commits, asks for an answer."""
+
+    def __init__(self, nc: Client) -> None:
+        self._nc = nc
+
+    async def send(self, batch: str, number: int, subject: str, check: dict[str, str] | None = None) -> None:
+        await self._nc.publish(subject, b"{}", headers=self._headers(batch, number, check))
+
+    async def commit(self, batch: str, number: int, subject: str, check: dict[str, str] | None = None) -> dict[str, Any]:
+        headers = {**self._headers(batch, number, check), "Nats-Batch-Commit": "1"}
+        answer: dict[str, Any] = json.loads((await self._nc.request(subject, b"{}", timeout=5, headers=headers)).data)
+        return answer
+
+    @staticmethod
+    def _headers(batch: str, number: int, check: dict[str, str] | None) -> dict[str, str]:
+        return {**(check or {}), "Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(number)}
+
+
+class TestAtomicBatch:
+    """That it is on the disk before it is answered shows `tests/events/test_power_cut.py`."""
+
+    @pytest.fixture
+    async def atomic(self, nc: Client, js: JetStreamContext) -> Atomic:
+        await js.update_stream(
+            StreamConfig(name="A", subjects=["a.>"], allow_batched=True, allow_direct=True, allow_atomic=True)
+        )
+        return Atomic(nc)
+
+    async def test_the_commit_is_answered_for_all(self, atomic: Atomic, js: JetStreamContext) -> None:
+        for number in range(1, 4):
+            await atomic.send("b", number, f"a.{number}.1.x", free(1, str(number)))
+        assert await atomic.commit("b", 4, "a.4.1.x", free(1, "4")) == {"stream": "A", "seq": 4, "batch": "b", "count": 4}
+        assert [(await js.get_msg("A", number)).subject for number in range(1, 5)] == [f"a.{n}.1.x" for n in range(1, 5)]
+
+    @pytest.mark.parametrize("refused", [1, 2, 3])
+    async def test_one_that_is_refused_refuses_all_and_is_not_named(
+        self, atomic: Atomic, js: JetStreamContext, refused: int
+    ) -> None:
+        await js.publish("a.9.1.x", b"")
+        subjects = ["a.9.1.x" if number == refused else f"a.{number}.1.x" for number in range(1, 4)]
+        for number in (1, 2):
+            await atomic.send("b", number, subjects[number - 1], free(1, subjects[number - 1].split(".")[1]))
+        answer = await atomic.commit("b", 3, subjects[2], free(1, subjects[2].split(".")[1]))
+        assert (answer["error"]["err_code"], answer["seq"]) == (10071, 0)
+        assert (await js.stream_info("A")).state.messages == 1
+
+    async def test_one_that_never_came_refuses_all(self, atomic: Atomic, js: JetStreamContext) -> None:
+        await atomic.send("b", 1, "a.1.1.x")
+        answer = await atomic.commit("b", 3, "a.3.1.x")
+        assert answer["error"]["err_code"] == 10176
+        assert (await js.stream_info("A")).state.messages == 0
+
+    async def test_a_check_does_not_see_what_came_before_in_the_batch(self, atomic: Atomic, js: JetStreamContext) -> None:
+        """Why no two messages of such a group may have the same check."""
+        await atomic.send("b", 1, "a.1.1.x", free(1))
+        assert (await atomic.commit("b", 2, "a.1.1.y", free(1)))["count"] == 2
+        assert (await js.stream_info("A")).state.messages == 2
+
+    async def test_a_check_sees_what_an_open_pipe_stored_meanwhile(
+        self, atomic: Atomic, ingest: FastIngest, js: JetStreamContext
+    ) -> None:
+        await ingest.ask("pipe", 1, "a.7.1.x")
+        await atomic.send("b", 1, "a.2.1.x", free(1, "2"))
+        await ingest.ask("pipe", 2, "a.1.1.x", check=free(1))
+        assert (await atomic.commit("b", 2, "a.1.1.y", free(1)))["error"]["err_code"] == 10071
+        assert (await ingest.ask("pipe", 3, "a.2.1.y", check=free(1, "2")))[-1]["type"] == "ack"
+        assert (await js.stream_info("A")).state.messages == 3
+
+    async def test_the_51st_open_batch_is_refused(self, atomic: Atomic) -> None:
+        for number in range(50):
+            await atomic.send(f"b{number}", 1, f"a.{number}.1.x")
+        await atomic.send("one-more", 1, "a.99.1.x")
+        assert (await atomic.commit("one-more", 2, "a.99.2.x"))["error"]["err_code"] in {10176, 10210}
+
+    async def test_more_than_1000_messages_are_refused(self, atomic: Atomic, js: JetStreamContext) -> None:
+        for number in range(1, 1_001):
+            await atomic.send("b", number, f"a.{number}.1.x")
+        assert "error" in await atomic.commit("b", 1_001, "a.1001.1.x")
+        assert (await js.stream_info("A")).state.messages == 0
+
+    async def test_a_stream_that_does_not_allow_it_stores_nothing(self, nc: Client, js: JetStreamContext) -> None:
+        atomic = Atomic(nc)
+        await atomic.send("b", 1, "a.1.1.x")
+        assert (await atomic.commit("b", 2, "a.2.1.x"))["error"]["err_code"] == 10174
+        assert (await js.stream_info("A")).state.messages == 0
+
+
 class TestVersionCheck:
     async def test_a_version_is_written_once(self, js: JetStreamContext) -> None:
         await js.publish("a.1.1.x", b"", headers=free(1))

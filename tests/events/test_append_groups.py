@@ -1,7 +1,7 @@
 """Appending many together: what holds of each alone holds of each in a group, on good days and bad.
 
 The same contract as in `test_append_contract`, both ways of appending. A group that the broker commits is one batch of fast
-ingest; where the outcome of the batch is open, its events are sent again one by one.
+ingest, or an atomic one; where the outcome of the batch is open, its events are sent again one by one.
 """
 
 from __future__ import annotations
@@ -39,6 +39,15 @@ from tests.support.proxy import Proxy
 @pytest.fixture(params=["pipelined", "plain"])
 def pipelined(request: pytest.FixtureRequest) -> bool:
     return bool(request.param == "pipelined")
+
+
+@pytest.fixture(params=["fast ingest", "atomic"], autouse=True)
+def atomic(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether groups are sent as atomic batches, also the small ones of these tests."""
+    atomic = bool(request.param == "atomic")
+    monkeypatch.setattr(Broker, "syncs", True)
+    monkeypatch.setattr(group_module, "ATOMIC_MIN", appender.GROUP_MIN if atomic else 10_000)
+    return atomic
 
 
 @pytest.fixture
@@ -360,3 +369,62 @@ async def test_a_group_costs_one_batch_and_leaves_the_pipe_as_it_was(broker: Bro
         await log.append_all(some_events(256))
         assert log.broker.nc.stats["in_msgs"] - before < 30
         assert the_appender(log).reopened == 0
+
+
+async def test_an_atomic_group_has_one_answer(broker: Broker, own_nats_server: NatsServer, atomic: bool) -> None:
+    async with opened(own_nats_server.url) as log:
+        await log.append(small_event())
+        before = log.broker.nc.stats["in_msgs"]
+        await log.append_all(some_events(64))
+        assert (log.broker.nc.stats["in_msgs"] - before == 1) is atomic
+
+
+async def test_nothing_is_sent_as_an_atomic_group_where_the_broker_is_not_known_to_sync(
+    broker: Broker, own_nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Broker, "syncs", False)
+    async with opened(own_nats_server.url) as log:
+        await log.append(small_event())
+        before = log.broker.nc.stats["in_msgs"]
+        await log.append_all(some_events(64))
+        assert log.broker.nc.stats["in_msgs"] - before > 1
+
+
+async def test_two_of_one_version_are_told_apart(log: EventLog, own_nats_server: NatsServer) -> None:
+    """An atomic batch would store both."""
+    events = some_events(20)
+    events.append(events[7]._replace(id=new_id()))
+
+    assert went_wrong(await log.append_all(events)) == {20: VersionConflict}
+    assert ids(await stored(own_nats_server.url)) == {event.id: 1 for event in events[:20]}
+
+
+async def test_groups_and_others_that_write_the_same_versions_at_once_write_each_once(
+    log: EventLog, own_nats_server: NatsServer, pipelined: bool
+) -> None:
+    async with opened(own_nats_server.url, pipelined=pipelined) as other:
+        for _ in range(5):
+            mine = [ready_event() for _ in range(40)]
+            theirs = [ready_event(event.aggregate_id) for event in mine]
+            *answers, outcomes = await asyncio.gather(
+                *(other.append(event) for event in theirs[::-2]), log.append_all(mine), return_exceptions=True
+            )
+            assert isinstance(outcomes, list)
+            won = {theirs[::-2][n].id for n, answer in enumerate(answers) if not isinstance(answer, VersionConflict)}
+            won |= {mine[n].id for n, outcome in enumerate(outcomes) if not isinstance(outcome, VersionConflict)}
+            found = ids(await stored(own_nats_server.url))
+            assert {event.id for event in [*mine, *theirs]} & set(found) == won
+            assert len(won) == 40
+
+
+async def test_where_no_atomic_batch_may_be_opened_the_group_is_stored_all_the_same(
+    broker: Broker, own_nats_server: NatsServer
+) -> None:
+    for number in range(50):
+        headers = {"Nats-Batch-Id": f"b{number}", "Nats-Batch-Sequence": "1"}
+        await broker.nc.publish(f"system.{number}.1.opened", b"{}", headers=headers)
+    await broker.nc.flush()
+    async with opened(own_nats_server.url) as log:
+        events = some_events()
+        assert await log.append_all(events) == [None] * 40
+    assert ids(await stored(own_nats_server.url)) == {event.id: 1 for event in events}

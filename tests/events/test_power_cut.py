@@ -12,7 +12,7 @@ from nats.js.errors import NotFoundError
 
 from eventq.events.bootstrap import BrokerConfig, bootstrap
 from eventq.events.broker import Broker
-from eventq.events.errors import LogUnavailable
+from eventq.events.group import ATOMIC_MIN
 from eventq.events.log import EventLog
 from tests.events.given import small_event
 from tests.events.stored import ids, stored
@@ -41,18 +41,20 @@ def a_broker_on(mountpoint: Path, folder: Path, sync_interval: str | None) -> Na
     return server
 
 
-async def append_until_stopped(server: NatsServer, *, pipelined: bool) -> set[str]:
-    """Append from ten writers until the broker stops in the middle. Answers what it acknowledged."""
+async def append_until_stopped(server: NatsServer, *, pipelined: bool, together: int = 1) -> set[str]:
+    """Append from ten writers, each so many events together, until the broker stops in the middle. Answers what it
+    acknowledged."""
     acknowledged: set[str] = set()
     async with await Broker.connect(server.url, name="test") as broker:
         await bootstrap(broker, BrokerConfig(accept_lazy_sync=True, events_max_bytes=32 * 1024 * 1024))
+        broker.syncs = together > 1
         log = await EventLog.open(broker, pipelined=pipelined)
 
         async def write() -> None:
             while True:
-                event = small_event()
-                await log.append(event)
-                acknowledged.add(event.id)
+                events = [small_event() for _ in range(together)]
+                outcomes = await log.append_all(events)
+                acknowledged.update(event.id for event, outcome in zip(events, outcomes, strict=True) if outcome is None)
 
         writers = [asyncio.create_task(write()) for _ in range(10)]
         await eventually(lambda: len(acknowledged) >= ENOUGH)
@@ -61,7 +63,7 @@ async def append_until_stopped(server: NatsServer, *, pipelined: bool) -> set[st
             writer.cancel()
         outcomes = await asyncio.gather(*writers, return_exceptions=True)
         await log.close()
-    assert all(isinstance(outcome, asyncio.CancelledError | LogUnavailable) for outcome in outcomes)
+    assert all(isinstance(outcome, asyncio.CancelledError) for outcome in outcomes)
     return acknowledged
 
 
@@ -81,22 +83,25 @@ async def survivors(folder: Path, server: NatsServer) -> set[str]:
             after.kill()
 
 
-@pytest.mark.parametrize("pipelined", [True, False], ids=["pipelined", "plain"])
-async def test_what_was_acknowledged_survives_a_power_cut(disk_folder: Path, pipelined: bool) -> None:
+@pytest.mark.parametrize(
+    ("pipelined", "together"), [(True, 1), (False, 1), (True, ATOMIC_MIN)], ids=["pipelined", "plain", "in atomic groups"]
+)
+async def test_what_was_acknowledged_survives_a_power_cut(disk_folder: Path, pipelined: bool, together: int) -> None:
     server = a_broker_on(disk_folder / "disk", disk_folder / "before", "always")
     try:
-        acknowledged = await append_until_stopped(server, pipelined=pipelined)
+        acknowledged = await append_until_stopped(server, pipelined=pipelined, together=together)
         found = await survivors(disk_folder, server)
     finally:
         server.kill()
     assert acknowledged - found == set()
 
 
-async def test_a_lazily_synced_broker_loses_what_it_acknowledged(disk_folder: Path) -> None:
+@pytest.mark.parametrize("together", [1, ATOMIC_MIN], ids=["one by one", "in atomic groups"])
+async def test_a_lazily_synced_broker_loses_what_it_acknowledged(disk_folder: Path, together: int) -> None:
     """The negative control: if this fails, the rig no longer cuts the power. It is why bootstrap refuses such a broker."""
     server = a_broker_on(disk_folder / "disk", disk_folder / "before", None)
     try:
-        acknowledged = await append_until_stopped(server, pipelined=True)
+        acknowledged = await append_until_stopped(server, pipelined=True, together=together)
         found = await survivors(disk_folder, server)
     finally:
         server.kill()
