@@ -83,24 +83,34 @@ async def begin_all(
 ) -> dict[str, Handled[S] | BaseException]:
     """Begin histories together, each by the command for its id, which is new: one that is not is answered ``VersionConflict``.
     Answers what came of each, or why it is not known to be stored."""
+    known = {aggregate_id: (kind.absent, command) for aggregate_id, command in commands.items()}
+    return await handle_all(log, kind, known, source=source, trace=trace)
+
+
+async def handle_all(
+    log: EventLog, kind: Aggregate[S], commands: Mapping[str, tuple[S, Any]], *, source: str, trace: Trace = NO_TRACE
+) -> dict[str, Handled[S] | BaseException]:
+    """Carry out commands together, each on the state that it comes with and no other, as :func:`handle_any` does when not
+    ``anew``. Raises what the rules say of a command; answers what came of each, or why it is not known to be stored."""
     at = datetime.now(UTC)
-    begun = {
-        aggregate_id: next_event(
-            kind,
-            aggregate_id,
-            kind.absent,
-            _decide(kind, aggregate_id, command, kind.absent)[0],
-            source=source,
-            at=at,
-            trace=trace,
-        )
-        for aggregate_id, command in commands.items()
+    decided = {
+        aggregate_id: (state, _decide(kind, aggregate_id, command, state))
+        for aggregate_id, (state, command) in commands.items()
     }
-    errors = await log.append_all([event for event, _ in begun.values()])
-    return {
-        aggregate_id: Handled(after, event, None) if error is None else error
-        for (aggregate_id, (event, after)), error in zip(begun.items(), errors, strict=True)
+    followed = {
+        aggregate_id: next_event(kind, aggregate_id, state, events[0], source=source, at=at, trace=trace)
+        for aggregate_id, (state, events) in decided.items()
+        if events
     }
+    errors = dict(zip(followed, await log.append_all([event for event, _ in followed.values()]), strict=True))
+    outcomes: dict[str, Handled[S] | BaseException] = {}
+    for aggregate_id, (state, _) in decided.items():
+        if aggregate_id not in followed:
+            outcomes[aggregate_id] = Handled(state, None, None)
+            continue
+        event, after = followed[aggregate_id]
+        outcomes[aggregate_id] = errors[aggregate_id] or Handled(after, event, None)
+    return outcomes
 
 
 def _decide(kind: Aggregate[S], aggregate_id: str, command: Any, state: S) -> list[EventData]:

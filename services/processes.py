@@ -33,6 +33,7 @@ from eventq.events.workflow import DEADLINE
 from eventq.services.child import announce_finished, announce_ready
 from eventq.services.coordinator import Coordinator
 from eventq.services.disposal import Disposal
+from eventq.services.due_tasks import DueTasks
 from eventq.services.follower import Follower
 from eventq.services.gate import Gate
 from eventq.services.promoter import SOURCE as SCHEDULER
@@ -175,7 +176,8 @@ async def run_scheduler(settings: Settings) -> int:
     stop = stop_on_signals()
     async with open_log(settings, "scheduler") as event_log, open_system(settings) as system:
         reconciler = Reconciler(event_log, lease_s=settings.lease_s)
-        timers = TaskTimers(event_log, source=SCHEDULER, known=reconciler.known)
+        due_tasks = DueTasks()
+        timers = TaskTimers(event_log, source=SCHEDULER, known=reconciler.known, due=due_tasks.take)
         answers: dict[tuple[str, str], Answer] = {
             ("tasks", DUE): timers.promote,
             ("tasks", START_BY): timers.expire_wait,
@@ -188,7 +190,9 @@ async def run_scheduler(settings: Settings) -> int:
         answers["workflows", DEADLINE] = coordinator.deadline
         disposal = Disposal(event_log, BlobStore.open(settings.blobs))
         worker_watch = WorkerWatch(event_log)
-        follower = Follower(event_log.broker, [reconciler, schedule_sweep, gate, worker_watch, coordinator, disposal])
+        follower = Follower(
+            event_log.broker, [reconciler, due_tasks, schedule_sweep, gate, worker_watch, coordinator, disposal]
+        )
         duties = (
             asyncio.create_task(Promoter(event_log.broker, answers).run(), name="promoter"),
             asyncio.create_task(follower.run(), name="follower"),

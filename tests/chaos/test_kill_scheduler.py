@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 from datetime import UTC, datetime, timedelta
 
@@ -12,6 +13,7 @@ from eventq.events.subjects import TIMERS, due_subject
 from eventq.events.task import Status
 from eventq.events.task_events import TimedOut
 from eventq.events.timers import START_BY, Hint
+from eventq.services.task_timers import TOGETHER_MAX
 from tests.chaos.checker import violations
 from tests.chaos.site import Control, Site
 from tests.support.poll import eventually
@@ -36,6 +38,24 @@ async def test_a_scheduler_killed_while_it_promotes_loses_and_doubles_nothing(si
         assert control.events(task_id)[1].time >= at
     for task_id in retried:
         assert control.types(task_id) == ["submitted", *["started", "retrying", "queued"] * 2, "started", "completed"]
+    await control.check()
+
+
+@pytest.mark.parametrize("step", ["promote.before_group", "promote.after_group"])
+async def test_a_scheduler_killed_while_it_promotes_many_together_loses_and_doubles_nothing(
+    site: Site, control: Control, step: str
+) -> None:
+    doomed = site.start("scheduler", failpoints=f"{step}=kill@2")
+    await site.workers(1)
+    await site.ready(doomed)
+    at = datetime.now(UTC) + timedelta(seconds=5)
+    task_ids = await asyncio.gather(*(control.submit("chaos.quick", scheduled_at=at) for _ in range(TOGETHER_MAX + 50)))
+    assert doomed.wait() == -signal.SIGKILL
+    await site.started("scheduler")
+    await control.until_ended(*task_ids)
+    for task_id in task_ids:
+        assert control.types(task_id) == ["submitted", "queued", "started", "completed"]
+        assert control.tasks[task_id][1].stored_at >= at - timedelta(milliseconds=1)
     await control.check()
 
 

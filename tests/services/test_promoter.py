@@ -15,15 +15,18 @@ import pytest
 
 from eventq.events.commands import FailAttempt, HoldTask, PauseTask, PromoteTask, ResumeTask, StartAttempt
 from eventq.events.data import ErrorInfo
-from eventq.events.errors import Conflict
+from eventq.events.ending import end
+from eventq.events.errors import Conflict, LogUnavailable
 from eventq.events.handle import handle, read_task
 from eventq.events.ids import new_id
 from eventq.events.subjects import TIMER_CONSUMER, TIMERS, due_subject, timer_subject
-from eventq.events.task import Status
+from eventq.events.task import Status, Task
 from eventq.events.task_events import Queued, TimedOut
 from eventq.events.timers import DUE, START_BY, Hint, set_timer
 from eventq.services import promoter as module
 from eventq.services import task_timers
+from eventq.services.due_tasks import DueTasks
+from eventq.services.follower import Follower
 from eventq.services.promoter import Promoter
 from eventq.services.task_timers import TaskTimers
 from tests.chaos.site import Control, Site
@@ -43,9 +46,9 @@ async def control(own_nats_server: NatsServer, tmp_path: Path) -> AsyncIterator[
 
 
 @asynccontextmanager
-async def running(control: Control) -> AsyncGenerator[TaskTimers]:
+async def running(control: Control, timers: TaskTimers | None = None) -> AsyncGenerator[TaskTimers]:
     """A promoter at work that answers timers of tasks."""
-    timers = TaskTimers(control.log, source="scheduler")
+    timers = timers or TaskTimers(control.log, source="scheduler")
     answers = {("tasks", DUE): timers.promote, ("tasks", START_BY): timers.expire_wait}
     task = asyncio.create_task(Promoter(control.broker, answers).run())
     try:
@@ -53,6 +56,21 @@ async def running(control: Control) -> AsyncGenerator[TaskTimers]:
     finally:
         assert not task.done(), task.exception()
         task.cancel()
+
+
+@asynccontextmanager
+async def together(control: Control, ahead: timedelta = timedelta()) -> AsyncGenerator[TaskTimers]:
+    """The same, shown the log like a scheduler: it knows what is due. ``ahead``: how wrong its clock is."""
+    due_tasks = DueTasks()
+    follower = Follower(control.broker, [due_tasks])
+    following = asyncio.create_task(follower.run())
+    try:
+        await follower.until_caught_up()
+        timers = TaskTimers(control.log, source="scheduler", due=due_tasks.take, now=lambda: now() + ahead)
+        async with running(control, timers):
+            yield timers
+    finally:
+        await end(following)
 
 
 def now() -> datetime:
@@ -119,6 +137,11 @@ async def test_a_timer_that_fires_before_its_event_is_stored_is_not_forgotten(co
         await control.submit_as(task_id, "chaos.quick", scheduled_at=now() + SOON)
         await control.until(lambda: promoted(control, task_id), "the task becomes ready")
         await until_spent(control)
+
+
+async def _acknowledged(control: Control) -> bool:
+    info = await control.broker.js.consumer_info(TIMERS, TIMER_CONSUMER)
+    return bool(info.ack_floor and info.ack_floor.consumer_seq == 1)
 
 
 async def _delivered_again(control: Control) -> bool:
@@ -402,3 +425,143 @@ async def test_what_is_known_of_a_task_may_be_old(control: Control, known_of: st
         await handle(control.log, task_id, ResumeTask("ada", now()), source="api")
         assert await timers.promote(replace(due(task_id, 3), fired_at=now() + 2 * LATER))
         assert (await read_task(control.log, task_id)).status is Status.PENDING
+
+
+# Many at once
+
+
+MANY = 40
+LEAD = timedelta(seconds=3)
+"""So long before they are due all of them are submitted."""
+
+
+async def submitted_together(control: Control, at: datetime, **options: Any) -> list[str]:
+    task_ids = await asyncio.gather(*(control.submit("chaos.quick", scheduled_at=at, **options) for _ in range(MANY)))
+    assert now() < at, "they are not scheduled, but ready"
+    return task_ids
+
+
+async def fire_alone(control: Control, hint: Hint, at: datetime) -> None:
+    """One hint comes once it is ``at``, and no timer beside it fires."""
+    await control.broker.js.purge_stream(TIMERS)
+    await asyncio.sleep(max(0.0, (at - now()).total_seconds() + 0.05))
+    await fire(control, hint)
+
+
+async def test_one_hint_promotes_all_that_are_due_by_then_and_no_others(control: Control) -> None:
+    at = now() + LEAD
+    task_ids = await submitted_together(control, at)
+    paused, cancelled = task_ids[0], task_ids[1]
+    await handle(control.log, paused, PauseTask("ada"), source="api")
+    await control.cancel(cancelled)
+    later = await control.submit("chaos.quick", scheduled_at=at + LATER)
+    async with together(control) as timers:
+        await fire_alone(control, due(task_ids[-1]), at)
+        await control.until(lambda: all(promoted(control, task_id) for task_id in task_ids[2:]), "all become ready")
+        await until_spent(control)
+        assert timers.promoted == MANY - 2
+    assert {control.status(task_id) for task_id in (paused, cancelled, later)} == {
+        Status.PAUSED,
+        Status.CANCELLED,
+        Status.SCHEDULED,
+    }
+    for task_id in task_ids[2:]:
+        assert control.types(task_id) == ["submitted", "queued"]
+        assert control.tasks[task_id][-1].stored_at >= at - timedelta(milliseconds=1)
+
+
+async def test_a_host_whose_clock_is_ahead_promotes_nothing_before_its_time(control: Control) -> None:
+    """A hint tells the broker's time, and that is what counts for others."""
+    task_ids = await submitted_together(control, now() + LATER)
+    first = await control.submit("chaos.quick", scheduled_at=now() + SOON)
+    async with together(control, ahead=2 * LATER) as timers:
+        await control.until(lambda: promoted(control, first), "the one that is due")
+        await eventually(lambda: _acknowledged(control), timeout=30, what="its hint is spent")
+        assert timers._promoting is None  # pyright: ignore[reportPrivateUsage]
+    assert {control.status(task_id) for task_id in task_ids} == {Status.SCHEDULED}
+
+
+async def test_the_waits_of_many_that_are_promoted_together_are_timed(control: Control) -> None:
+    at = now() + LEAD
+    task_ids = await submitted_together(control, at, queue_timeout_s=0.5)
+    async with together(control):
+        await fire_alone(control, due(task_ids[0]), at)
+        await control.until_ended(*task_ids)
+        await until_spent(control)
+    for task_id in task_ids:
+        _, queued, ended = control.events(task_id)
+        assert (queued.type, ended.data) == ("queued", TimedOut(reason="queue_timeout", after_s=0.5))
+        assert ended.source == "scheduler"
+
+
+async def test_the_hints_of_many_that_were_promoted_together_read_nothing(
+    control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = now() + LEAD
+    task_ids = await submitted_together(control, at)
+
+    async def unasked(*_: Any, **__: Any) -> Any:
+        raise AssertionError("the log was read")
+
+    monkeypatch.setattr(task_timers, "read_task", unasked)
+    monkeypatch.setattr(task_timers, "handle", unasked)
+    async with together(control) as timers:
+        await control.until(lambda: all(promoted(control, task_id) for task_id in task_ids), "all become ready")
+        await until_spent(control)
+        assert timers.promoted == MANY
+
+
+@pytest.mark.parametrize("error", [LogUnavailable("no answer"), Conflict("too early")])
+async def test_a_group_that_comes_to_nothing_is_left_to_its_hints(
+    control: Control, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    at = now() + LEAD
+    task_ids = await submitted_together(control, at)
+    groups: list[int] = []
+
+    async def failing(log: Any, kind: Any, commands: dict[str, Any], **_: Any) -> Any:
+        groups.append(len(commands))
+        raise error
+
+    monkeypatch.setattr(task_timers, "handle_all", failing)
+    async with together(control) as timers:
+        await control.until(lambda: all(promoted(control, task_id) for task_id in task_ids), "all become ready")
+        await until_spent(control)
+        assert timers.promoted == MANY
+    assert groups == [MANY]
+
+
+async def test_what_a_group_was_too_late_for_is_left_to_its_hints(control: Control) -> None:
+    """What was known of half of the tasks is old: they are retried by now, or paused."""
+    at = now() + LEAD
+    task_ids = await submitted_together(control, at)
+    async with together(control) as timers:
+        known = {task_id: await read_task(control.log, task_id) for task_id in task_ids}
+        for task_id in task_ids[::2]:
+            await handle(control.log, task_id, PauseTask("ada"), source="api")
+
+        def once(until: datetime, most: int) -> dict[str, Task]:
+            return known if until >= at and most >= MANY and not timers._together else {}  # pyright: ignore[reportPrivateUsage]
+
+        timers._due = once  # pyright: ignore[reportPrivateUsage]
+        await control.until(lambda: all(promoted(control, task_id) for task_id in task_ids[1::2]), "the others are ready")
+        await until_spent(control)
+    assert {control.status(task_id) for task_id in task_ids[::2]} == {Status.PAUSED}
+
+
+async def test_two_that_promote_the_same_together_promote_each_once(control: Control) -> None:
+    at = now() + LEAD
+    task_ids = await submitted_together(control, at)
+    async with together(control) as one, together(control) as other:
+        await control.until(lambda: all(promoted(control, task_id) for task_id in task_ids), "all become ready")
+        await until_spent(control)
+        assert one.promoted + other.promoted == MANY
+    assert all(control.types(task_id) == ["submitted", "queued"] for task_id in task_ids)
+
+
+async def test_few_are_left_each_to_its_own_hint(control: Control) -> None:
+    at = now() + SOON
+    task_ids = [await control.submit("chaos.quick", scheduled_at=at) for _ in range(task_timers.TOGETHER_MIN - 1)]
+    async with together(control) as timers:
+        await control.until(lambda: all(promoted(control, task_id) for task_id in task_ids), "all become ready")
+        assert timers._promoting is None  # pyright: ignore[reportPrivateUsage]

@@ -24,6 +24,8 @@ from eventq.events.submitter import Submitter
 from eventq.events.task import Status
 from eventq.events.task_events import Submitted
 from eventq.events.timers import DUE, Hint
+from eventq.services.due_tasks import DueTasks
+from eventq.services.follower import Follower
 from eventq.services.promoter import IN_HAND_MAX, Answer, Promoter
 from eventq.services.task_timers import TaskTimers, utc_now
 from tests.support.nats import NatsServer
@@ -111,6 +113,26 @@ async def test_more_timers_at_once_than_are_in_hand_lose_and_double_nothing(fast
     waited = await flood(fast_log, timers.promote, timers.promote)
     assert await queued(fast_log) == waited
     assert timers.promoted == waited.total()
+
+
+@asynccontextmanager
+async def following(log: EventLog) -> AsyncGenerator[TaskTimers]:
+    """As a scheduler answers timers: it is shown the log, and knows what is due."""
+    due_tasks = DueTasks()
+    follower = asyncio.create_task(Follower(log.broker, [due_tasks]).run())
+    try:
+        yield TaskTimers(log, source="test", due=due_tasks.take)
+    finally:
+        await end(follower)
+
+
+async def test_a_flood_that_two_promote_together_loses_and_doubles_nothing(fast_log: EventLog) -> None:
+    """In groups that are stored as a whole or not at all, as on a broker that syncs each write."""
+    fast_log.broker.syncs = True
+    async with following(fast_log) as one, following(fast_log) as other:
+        waited = await flood(fast_log, one.promote, other.promote)
+        assert await queued(fast_log) == waited
+        assert one.promoted + other.promoted == waited.total()
 
 
 class Hasty:
