@@ -1,12 +1,13 @@
 """Messages that are stored all together or not at all: an atomic batch of JetStream.
 
-Dear (some ten milliseconds, one after the other), so only for what must never be seen in part.
+Dear (some ten milliseconds whatever its size, one after the other): for what must never be seen in part, and for groups where
+that is still cheaper than to have each message synced by itself (``group``).
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import nats.errors
@@ -24,6 +25,13 @@ TOGETHER_MAX = 1_000
 ANSWER_S = 10.0
 
 
+def as_batch(messages: Sequence[Outgoing], batch: str) -> Iterator[Outgoing]:
+    """The messages as they are sent: the last one commits, and is the only one whose answer means anything."""
+    for number, message in enumerate(messages, 1):
+        headers = {**message.headers, BATCH_ID: batch, BATCH_SEQUENCE: str(number)}
+        yield message._replace(headers=headers if number < len(messages) else {**headers, BATCH_COMMIT: "1"})
+
+
 async def store_together(nc: Client, messages: Sequence[Outgoing]) -> int:
     """Store them one after the other, with nothing between them; answers the position of the last. ``messages``: at most
     ``TOGETHER_MAX``.
@@ -31,16 +39,11 @@ async def store_together(nc: Client, messages: Sequence[Outgoing]) -> int:
     Raises ``Refused`` where a version that one of them is meant for is taken, ``LogFull`` with nothing stored either, and
     ``LogUnavailable`` where the outcome is unknown.
     """
-    batch = secrets.token_hex(8)
-    *first, last = (
-        message._replace(headers={**message.headers, BATCH_ID: batch, BATCH_SEQUENCE: str(number)})
-        for number, message in enumerate(messages, 1)
-    )
+    *first, last = as_batch(messages, secrets.token_hex(8))
     try:
         for message in first:
             await nc.publish(message.subject, message.payload, headers=message.headers)
-        headers = {**last.headers, BATCH_COMMIT: "1"}
-        answer = await nc.request(last.subject, last.payload, timeout=ANSWER_S, headers=headers)
+        answer = await nc.request(last.subject, last.payload, timeout=ANSWER_S, headers=last.headers)
     except (nats.errors.Error, TimeoutError) as error:
         raise LogUnavailable(f"the broker did not answer a batch of {len(messages)}: {error!r}") from error
     told: dict[str, Any] = orjson.loads(answer.data)

@@ -20,6 +20,7 @@ import nats.errors
 import orjson
 from nats.aio.client import Client
 
+from eventq.events.atomic import TOGETHER_MAX, as_batch
 from eventq.events.ingest import (
     ADD,
     ADD_AND_COMMIT,
@@ -35,10 +36,8 @@ from eventq.events.subjects import EXPECTED_SEQUENCE_SUBJECT
 FLOW = 32
 """Messages for one answer: seldom enough to cost little, often enough to tell a slow disk from silence."""
 
-ATOMIC_MIN, ATOMIC_MAX = 50, 1_000
-"""Messages of an atomic group. Whatever its size it costs the broker some 25 syncs, and 1,000 is the broker's limit."""
-
-BATCH_ID, BATCH_SEQUENCE, BATCH_COMMIT = "Nats-Batch-Id", "Nats-Batch-Sequence", "Nats-Batch-Commit"
+ATOMIC_MIN = 50
+"""Messages of an atomic group, at least. Whatever its size it costs the broker some 25 syncs."""
 
 SLOW_S = 5.0
 """After so long without an answer of its own a group is given up, whatever else is answered: its commit may have been lost."""
@@ -119,19 +118,15 @@ class AtomicGroup(Group):
     def takes(messages: Sequence[Outgoing]) -> bool:
         """Whether these may be sent so, and gain by it."""
         checks = {message.headers.get(EXPECTED_SEQUENCE_SUBJECT) for message in messages}
-        return ATOMIC_MIN <= len(messages) <= ATOMIC_MAX and len(checks) == len(messages)
+        return ATOMIC_MIN <= len(messages) <= TOGETHER_MAX and len(checks) == len(messages)
 
     async def send(self, nc: Client, inbox: str) -> None:
         """Hand all messages to the client. Only the last is answered."""
-        last = len(self._messages)
+        *first, last = as_batch(self._messages, self.batch)
         try:
-            for number, message in enumerate(self._messages, 1):
-                headers = {**message.headers, BATCH_ID: self.batch, BATCH_SEQUENCE: str(number)}
-                if number < last:
-                    await nc.publish(message.subject, message.payload, headers=headers)
-                else:
-                    headers[BATCH_COMMIT] = "1"
-                    await nc.publish(message.subject, message.payload, f"{inbox}.{self.batch}", headers=headers)
+            for message in first:
+                await nc.publish(message.subject, message.payload, headers=message.headers)
+            await nc.publish(last.subject, last.payload, f"{inbox}.{self.batch}", headers=last.headers)
             self._heard = time.monotonic()
         except nats.errors.Error:
             self.give_up()  # disconnected, with a full buffer: what was sent is never committed

@@ -190,9 +190,7 @@ class TestAtomicBatch:
 
     @pytest.fixture
     async def atomic(self, nc: Client, js: JetStreamContext) -> Atomic:
-        await js.update_stream(
-            StreamConfig(name="A", subjects=["a.>"], allow_batched=True, allow_direct=True, allow_atomic=True)
-        )
+        await js.update_stream(ATOMIC)
         return Atomic(nc)
 
     async def test_the_commit_is_answered_for_all(self, atomic: Atomic, js: JetStreamContext) -> None:
@@ -276,8 +274,8 @@ class TestVersionCheck:
         assert refused.value.err_code == 10077
 
 
-class TestAtomicBatch:
-    """`Nats-Batch-Id`, `Nats-Batch-Sequence`, and `Nats-Batch-Commit` on the last: with `events/atomic.py`."""
+class TestStoredTogether:
+    """With `events/atomic.py`, as an erasure does it."""
 
     async def stored(self, nc: Client, *subjects: str, check: dict[str, str] | None = None) -> int:
         messages = [Outgoing(subject, b"x", {}) for subject in subjects]
