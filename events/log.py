@@ -162,7 +162,7 @@ class EventLog:
 
     async def _written(self, event: Event) -> int | None:
         """Where the event stands; ``None`` where nothing has its version. Raises ``VersionConflict`` where another has."""
-        found = await self._get(version_filter(event.aggregate, event.aggregate_id, event.version), fresh=True)
+        found = await self._held(event.aggregate, event.aggregate_id, event.version)
         if found is None and event.version == 1:  # an earlier build erased it; what came after it was not
             found = await self.last(event.aggregate, event.aggregate_id, fresh=True)
         if found is None:
@@ -189,7 +189,11 @@ class EventLog:
 
     async def at(self, aggregate: str, aggregate_id: str, version: int) -> Stored | None:
         """The event that holds one version, asked of the leader; ``None`` where there is none, or none any more."""
-        return _unless_gone(await self._get(version_filter(aggregate, aggregate_id, version), fresh=True))
+        return _unless_gone(await self._held(aggregate, aggregate_id, version))
+
+    async def _held(self, aggregate: str, aggregate_id: str, version: int) -> Stored | None:
+        """What holds one version, be it a placeholder, asked of the leader."""
+        return await self._get(version_filter(aggregate, aggregate_id, version), fresh=True)
 
     async def settled(self, aggregate: str, aggregate_id: str, version: int) -> Stored | None:
         """:meth:`at` of a version that later ones follow. It never changes, so any replica that has it may answer."""

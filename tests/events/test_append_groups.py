@@ -265,7 +265,7 @@ async def test_what_is_refused_is_looked_for_at_once_and_not_sent_again(
 ) -> None:
     """All of a group is stored and its answers are lost; then the connection is, when the first event is looked for. Neither
     waits each for itself, nor is called not stored."""
-    events, at = some_events(), log.at
+    events, held = some_events(), log._held  # pyright: ignore[reportPrivateUsage]
     await log.append_all(events)
     monkeypatch.setattr(log_module, "TRUST_S", 5.0)
     looking = 0
@@ -274,9 +274,9 @@ async def test_what_is_refused_is_looked_for_at_once_and_not_sent_again(
         nonlocal looking
         looking += 1
         log.broker.trusted.clear()
-        return await at(*what)
+        return await held(*what)
 
-    monkeypatch.setattr(log, "at", cut)
+    monkeypatch.setattr(log, "_held", cut)
     try:
         assert await asyncio.wait_for(log.append_all(events), 5) == [None] * 40
     finally:
