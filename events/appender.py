@@ -44,8 +44,9 @@ ANSWER_TIMEOUT_S = 10.0
 """After so long without an answer the outcome is unknown and the caller is told so."""
 
 STALL_S = 1.0
-"""After so long without any answer the pipe is opened anew and the unanswered is sent again. Answers come in order: while
-they come, what waits longer than this waits for a slow disk, and sending it again would only make it slower."""
+"""After so long without any answer the pipe is opened anew and the unanswered is sent again; then after twice as long, and so
+on, because a broker that is merely slow has to read all of it once more. Answers come in order: while they come, what waits
+longer than this waits for a slow disk, and sending it again would only make it slower."""
 
 IDLE_S = 7.0
 """The broker forgets a batch after ten idle seconds; past this age a new one is opened before anything is lost in it."""
@@ -144,6 +145,9 @@ class PipelinedAppender:
         self._sequence = 0
         self._last_sent = 0.0
         self._last_heard = 0.0
+        self._asked_again = 0.0
+        """When all that was unanswered had been sent once more: that takes its time, too."""
+        self._patience_s = STALL_S
         self._subscription: Subscription | None = None
         self._watchdog: asyncio.Task[None] | None = None
         self._reopening: asyncio.Task[None] | None = None
@@ -249,6 +253,7 @@ class PipelinedAppender:
         batch = message.subject.split(".")[2]
         if message.data:
             self._last_heard = time.monotonic()
+            self._patience_s = STALL_S
         if (group := self._groups.get(batch)) is not None:
             group.take(message.data)
             return
@@ -301,6 +306,7 @@ class PipelinedAppender:
             self._new_batch()
             for entry in unanswered:
                 await self._send(entry)
+            self._asked_again = time.monotonic()
 
     async def _fall_back(self, why: str) -> None:
         """Publish one by one for a while what this batch was not allowed to take."""
@@ -319,8 +325,11 @@ class PipelinedAppender:
             now = time.monotonic()
             self._expire(now)
             oldest = next(iter(self._waiting.values()), None)
-            if oldest is not None and now - max(oldest.sent, self._last_heard) > STALL_S and self._broker.trusted.is_set():
-                log.warning("appender.stalled", unanswered=len(self._waiting))
+            if oldest is None or not self._broker.trusted.is_set():
+                continue
+            if now - max(oldest.sent, self._last_heard, self._asked_again) > self._patience_s:
+                log.warning("appender.stalled", unanswered=len(self._waiting), silent_s=self._patience_s)
+                self._patience_s *= 2
                 self._reopen()
 
     def _expire(self, now: float) -> None:

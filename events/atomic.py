@@ -1,5 +1,8 @@
 """Messages that are stored all together or not at all: an atomic batch of JetStream.
 
+But for a broker whose own limit of storage (``max_file``) is reached in the middle of one: it keeps the first of them and does
+not answer (``tests/contracts``). So nobody may rely on the last where he sees the first.
+
 Dear (some ten milliseconds whatever its size, one after the other): for what must never be seen in part, and for groups where
 that is still cheaper than to have each message synced by itself (``group``).
 """
@@ -36,8 +39,8 @@ async def store_together(nc: Client, messages: Sequence[Outgoing]) -> int:
     """Store them one after the other, with nothing between them; answers the position of the last. ``messages``: at most
     ``TOGETHER_MAX``.
 
-    Raises ``Refused`` where a version that one of them is meant for is taken, ``LogFull`` with nothing stored either, and
-    ``LogUnavailable`` where the outcome is unknown.
+    Raises ``Refused`` where a version that one of them is meant for is taken, ``LogFull`` where the stream is full, both with
+    nothing stored, and ``LogUnavailable`` where the outcome is unknown.
     """
     *first, last = as_batch(messages, secrets.token_hex(8))
     try:

@@ -16,7 +16,7 @@ from eventq.events.data import BlobRef, ErrorInfo, EventData
 from eventq.events.envelope import Event, Stored, encode
 from eventq.events.ids import new_id
 from eventq.events.schedule_events import ScheduleCreated, ScheduleSpec, ScheduleUpdated
-from eventq.events.subjects import GONE
+from eventq.events.subjects import PLACEHOLDER
 from eventq.events.task import Status
 from eventq.events.task_events import (
     Cancelled,
@@ -65,8 +65,17 @@ def placeholders(erased: Event) -> list[Event]:
     data = erased.data
     assert isinstance(data, Erased)
     return [
-        erased._replace(id=new_id(), type=GONE, schema=1, version=version, previous=None, attempt=0, state={}, data=Gone())
-        for version in (left.event["version"] for left in data.events)
+        erased._replace(
+            id=new_id(),
+            type=PLACEHOLDER,
+            schema=1,
+            version=left.event["version"],
+            previous=None,
+            attempt=0,
+            state={},
+            data=Gone(position=left.position, newest=erased.version - 1),
+        )
+        for left in data.events
     ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Self
 
 import nats.errors
@@ -185,11 +185,14 @@ class EventLog:
 
         Any replica may answer, an instant behind; ``fresh`` asks the leader, as a writer must who lost a race.
         """
-        return await self._get(aggregate_filter(aggregate, aggregate_id), fresh=fresh)
+        found = await self._get(aggregate_filter(aggregate, aggregate_id), fresh=fresh)
+        if found is not None and isinstance(found.event.data, Gone):  # of an erasure that was stored in part
+            return await self.at(aggregate, aggregate_id, found.event.data.newest)
+        return found
 
     async def at(self, aggregate: str, aggregate_id: str, version: int) -> Stored | None:
         """The event that holds one version, asked of the leader; ``None`` where there is none, or none any more."""
-        return _unless_gone(await self._held(aggregate, aggregate_id, version))
+        return await self._replaced(await self._held(aggregate, aggregate_id, version))
 
     async def _held(self, aggregate: str, aggregate_id: str, version: int) -> Stored | None:
         """What holds one version, be it a placeholder, asked of the leader."""
@@ -197,12 +200,22 @@ class EventLog:
 
     async def settled(self, aggregate: str, aggregate_id: str, version: int) -> Stored | None:
         """:meth:`at` of a version that later ones follow. It never changes, so any replica that has it may answer."""
-        found = _unless_gone(await self._get(version_filter(aggregate, aggregate_id, version), fresh=False))
+        found = await self._replaced(await self._get(version_filter(aggregate, aggregate_id, version), fresh=False))
         return found or await self.at(aggregate, aggregate_id, version)
 
+    async def _replaced(self, found: Stored | None) -> Stored | None:
+        """What a placeholder holds the place of, while that is still there; anything else as it is."""
+        if found is None or not isinstance(found.event.data, Gone):
+            return found
+        position = found.event.data.position
+        return await self._answered(self.broker.js.get_msg(EVENTS, position))
+
     async def _get(self, subject: str, *, fresh: bool) -> Stored | None:
+        return await self._answered(self.broker.js.get_last_msg(EVENTS, subject, direct=not fresh))
+
+    async def _answered(self, read: Awaitable[RawStreamMsg]) -> Stored | None:
         try:
-            found: RawStreamMsg = await self.broker.js.get_last_msg(EVENTS, subject, direct=not fresh)
+            found = await read
         except NotFoundError:
             return None
         except (APIError, nats.errors.Error, TimeoutError) as error:
@@ -210,7 +223,3 @@ class EventLog:
         assert found.subject is not None
         assert found.seq is not None
         return Stored(found.seq, decode(found.data or b"", found.subject))
-
-
-def _unless_gone(found: Stored | None) -> Stored | None:
-    return None if found is None or isinstance(found.event.data, Gone) else found

@@ -21,7 +21,7 @@ TAP = "tap.>"
 STEERING = ("tasks.*.*.cancel_requested", "tasks.*.*.pause_requested", "tasks.*.*.resumed")
 """Events that ask a worker for something that it has in hand."""
 
-GONE = "gone"
+PLACEHOLDER = "gone"
 """The type of what holds the place of an erased event."""
 
 QUEUE_CREATED = "ctl.queue_created"

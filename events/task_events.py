@@ -199,7 +199,15 @@ class ErasedEvent(EventData):
 
 class Gone(EventData):
     """No event of the history: it holds the place of an erased one, at the same version, so that nobody who saw the history
-    long ago writes there. Stored together with the ``erased`` event; whoever folds leaves it out."""
+    long ago writes there. Stored together with the ``erased`` event; whoever folds leaves it out.
+
+    ``position``: where the erased event stood, or still does; ``newest``: the version that the history had reached. A broker
+    that has no room left may have stored it without the ``erased`` event: then nothing was erased, and these two lead on to
+    what was to be.
+    """
+
+    position: int
+    newest: int
 
 
 class Erased(EventData):

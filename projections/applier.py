@@ -22,7 +22,7 @@ from eventq.events.errors import LogDamaged
 from eventq.events.failpoints import failpoint
 from eventq.events.reader import Message
 from eventq.events.report import Report, decode_report
-from eventq.events.subjects import EVENTS, GONE, PROGRESS
+from eventq.events.subjects import EVENTS, PLACEHOLDER, PROGRESS
 from eventq.events.task import Status, Task
 from eventq.projections.fold import (
     LOG_COLUMNS,
@@ -128,7 +128,7 @@ class Applier:
         if not new_events and not new_reports:
             return self._applied({})
         with self._target.transaction() as transaction:
-            folded = self._fold(transaction, [stored for stored in new_events if stored.event.type != GONE])
+            folded = self._fold(transaction, [stored for stored in new_events if stored.event.type != PLACEHOLDER])
             self._write(transaction, folded, fold_reports(self._wanted(transaction, folded, new_reports)))
             after = {
                 EVENTS: _advance(transaction, EVENTS, self.checkpoints[EVENTS], _last_event(new_events)),

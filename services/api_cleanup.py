@@ -10,7 +10,7 @@ from eventq.events.task import Task
 from eventq.services.answers import ControlAnswer
 from eventq.services.api import api_of, requester, trace_of
 from eventq.services.disposal import clean
-from eventq.services.erase import Asked, erase
+from eventq.services.erase import Asked, Tables, erase
 from eventq.services.openapi import HttpRoutes, Reply
 from eventq.services.reading import up_to_date
 from eventq.services.schemas import ReasonRequest, TaskPath
@@ -52,7 +52,8 @@ async def erase_task(request: web.Request, path: TaskPath, body: ReasonRequest |
         await up_to_date(api)
         return await api.queries.inputs_in_use(keys, besides=besides)
 
-    handled = await erase(api.log, api.blobs, path.task_id, asked, in_use)
+    tables = Tables(in_use, api.freshness.note_write)
+    handled = await erase(api.log, api.blobs, path.task_id, asked, tables)
     api.freshness.note_write(path.task_id, handled.state.version)
     return _reply(path.task_id, handled.state, "Task erased")
 

@@ -70,8 +70,9 @@ def _known(types: list[str]) -> frozenset[str]:
     from difflib import get_close_matches
 
     from eventq.events.catalogue import CATALOGUE  # brings pydantic, which --help must not wait for
+    from eventq.events.subjects import PLACEHOLDER
 
-    known = sorted({name for _, name in CATALOGUE})
+    known = sorted({name for _, name in CATALOGUE} - {PLACEHOLDER})
     found = frozenset(name.lower().replace("-", "_") for name in types)
     for name in sorted(found.difference(known)):
         near = get_close_matches(name, known)
@@ -81,12 +82,13 @@ def _known(types: list[str]) -> frozenset[str]:
 
 
 async def read_events(broker: Broker, wanted: Wanted) -> AsyncGenerator[tuple[int, Mapping[str, Any]]]:
-    """Positions and events as they stand in the log, undecoded: what this version cannot read is shown as well.
+    """Positions and events as they stand in the log, undecoded: what this version cannot read is shown as well. What holds the
+    place of an erased event is not.
 
     Raises ``TaskNotFound`` for a task that has no event, ``LogDamaged`` where there is no log at all.
     """
     from eventq.events.reader import Tail
-    from eventq.events.subjects import EVENTS, aggregate_filter
+    from eventq.events.subjects import EVENTS, PLACEHOLDER, aggregate_filter
     from eventq.services.task_render import FINAL_EVENTS
 
     subject = None if wanted.task_id is None else aggregate_filter("tasks", wanted.task_id)
@@ -99,10 +101,10 @@ async def read_events(broker: Broker, wanted: Wanted) -> AsyncGenerator[tuple[in
         async for batch in tail:
             for message in batch:
                 event = _event(message)
-                if not wanted.types or event.get("type") in wanted.types:
+                if event.get("type") != PLACEHOLDER and (not wanted.types or event.get("type") in wanted.types):
                     yield message.position, event
                     count += 1
-                finished = wanted.task_id is not None and event.get("type") in FINAL_EVENTS
+                finished = wanted.task_id is not None and event.get("type") in (*FINAL_EVENTS, "erased")
                 if finished or count == wanted.limit or not (wanted.follow or message.position < last):
                     return
 

@@ -43,6 +43,7 @@ from eventq.events.task import TASKS, Task, decide
 from eventq.events.task_events import Erased, ErasedEvent, Submitted
 from eventq.events.workflow import WORKFLOWS, EraseWorkflow, Workflow, decide_workflow
 from eventq.events.workflow_events import Definition, WorkflowCreated
+from eventq.projections.fold import version_key
 from eventq.services.definitions import encode_definition, read_stored, store_definition
 from eventq.services.overwriting import Erasure, complete, dispose, events_under, read_erased
 from eventq.services.schedules import read_schedule
@@ -54,8 +55,23 @@ SOURCE = "api"
 LEFT_MAX_BYTES = EVENT_MAX_BYTES // 2
 """What is left of the events of a workflow or schedule that one of its ``erased`` events tells of: as JSON."""
 
-InUse = Callable[[Sequence[str], str], Awaitable[Collection[str]]]
-"""Which of these blobs are others' as well, beside the task, workflow or schedule of that id."""
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """What the projection is asked and told. ``in_use``: which of these blobs hold arguments of others than the task or
+    schedule of that id; ``note_write``: that a history, by its key, has reached a version."""
+
+    in_use: Callable[[Sequence[str], str], Awaitable[Collection[str]]]
+    note_write: Callable[[str, int], None]
+
+    async def shared(self, keys: Sequence[str], besides: str) -> set[str]:
+        """Those of these blobs that must stay."""
+        return set(await self.in_use(keys, besides)) if keys else set()
+
+    async def delete_unshared(self, blobs: BlobStore, shared: set[str], besides: str) -> None:
+        """Of those that others had as well all may have been erased at once, each while it saw the others: look once more."""
+        for key in shared.difference(await self.shared(sorted(shared), besides)):
+            await blobs.delete_async(key)
 
 
 class _Left(NamedTuple):
@@ -74,12 +90,13 @@ class Asked:
     trace: Trace = NO_TRACE
 
 
-async def erase(log: EventLog, blobs: BlobStore, task_id: str, asked: Asked, in_use: InUse) -> Handled[Task]:
+async def erase(log: EventLog, blobs: BlobStore, task_id: str, asked: Asked, tables: Tables) -> Handled[Task]:
     """Destroy all that a finished task carried. Arguments that others were given as well, by reference to the same blob, stay
     for them.
 
     Raises ``TaskNotFound``, ``IllegalTransition`` while it is not finished or may be given to other tasks yet, and
-    ``PayloadTooLarge`` where its history is too long for what would have to be left of it; then nothing is erased.
+    ``PayloadTooLarge`` where its history is too long for what would have to be left of it: then nothing is erased. After
+    ``Unavailable`` something may be: ask again.
     """
     task = await read_task(log, task_id, fresh=True)
     if task.version == 0:
@@ -94,21 +111,19 @@ async def erase(log: EventLog, blobs: BlobStore, task_id: str, asked: Asked, in_
         if not task.erased:
             raise
     if task.erased:
-        await _erase_again(log, blobs, Erasure(TASKS.name, task_id, task.version), asked, in_use)
+        await _erase_again(log, blobs, Erasure(TASKS.name, task_id, task.version), asked, tables)
         return Handled(task, None, None)
     left = [found for found in map(tombstone, history) if found is not None]
     inputs = sorted({key for stored in history for key in inputs_of(stored.event)})
-    shared = set(await in_use(inputs, task_id)) if inputs else set[str]()
+    shared = await tables.shared(inputs, task_id)
     kept_by_nobody = tuple(key for key in inputs if key not in shared)
     command = EraseTask(asked.requested_by, asked.reason, tuple(left), kept_by_nobody)
     _check_size(task_id, task, command)
-    await _empty_givers(log, blobs, history[0].event.data, asked, in_use)
+    await _empty_givers(log, blobs, history[0].event.data, asked, tables)
     handled = await handle(log, task_id, command, source=SOURCE, trace=asked.trace, task=task)
     failpoint("erase.after_event")
     await dispose(log, blobs, Erasure(TASKS.name, task_id, handled.state.version))
-    if shared:  # of those who share them, all may have been erased at once, each while it saw the others
-        for key in shared.difference(await in_use(sorted(shared), task_id)):
-            await blobs.delete_async(key)
+    await tables.delete_unshared(blobs, shared, task_id)
     return handled
 
 
@@ -135,26 +150,26 @@ def _check_size(task_id: str, task: Task, command: EraseTask) -> None:
         raise PayloadTooLarge("task_id", problem, limit=EVENT_MAX_BYTES, found=error.fields.get("found")) from error
 
 
-async def _erase_again(log: EventLog, blobs: BlobStore, erasure: Erasure, asked: Asked, in_use: InUse) -> None:
+async def _erase_again(log: EventLog, blobs: BlobStore, erasure: Erasure, asked: Asked, tables: Tables) -> None:
     """Make sure that nothing is left."""
     erased = await read_erased(log, erasure)
     first = await log.at(TASKS.name, erasure.id, 1)  # stays where it carried nothing
     given = first.event.data if first is not None else left_at(TASKS.name, erased, 1) if erased is not None else None
-    await _empty_givers(log, blobs, given, asked, in_use)
+    await _empty_givers(log, blobs, given, asked, tables)
     await dispose(log, blobs, erasure)
 
 
-async def _empty_givers(log: EventLog, blobs: BlobStore, given: EventData | None, asked: Asked, in_use: InUse) -> None:
+async def _empty_givers(log: EventLog, blobs: BlobStore, given: EventData | None, asked: Asked, tables: Tables) -> None:
     """Destroy what the workflow or the schedule holds that gave the task ``given``."""
     if not isinstance(given, Submitted):
         return
     if given.workflow_id is not None and given.node is not None:  # else a task of it spawned this one, and gave the arguments
-        await _empty_workflow(log, blobs, given.workflow_id, asked)
+        await _empty_workflow(log, blobs, given.workflow_id, asked, tables)
     if given.schedule_id is not None:
-        await _empty_schedule(log, blobs, given.schedule_id, given, asked, in_use)
+        await _empty_schedule(log, blobs, given.schedule_id, given, asked, tables)
 
 
-async def _empty_workflow(log: EventLog, blobs: BlobStore, workflow_id: str, asked: Asked) -> None:
+async def _empty_workflow(log: EventLog, blobs: BlobStore, workflow_id: str, asked: Asked, tables: Tables) -> None:
     async def look() -> _Giver[Workflow, EraseWorkflow]:
         workflow = await read_state(log, WORKFLOWS, workflow_id, fresh=True)
         decide_workflow(EraseWorkflow(asked.requested_by, asked.reason, ()), workflow)  # refuses before anything is read
@@ -165,7 +180,7 @@ async def _empty_workflow(log: EventLog, blobs: BlobStore, workflow_id: str, ask
             giver.add(stored, tombstone(stored, definition), [] if held is None or held == definition else [held.key])
         return giver
 
-    await _empty(log, blobs, look, asked)
+    await _empty(log, blobs, look, asked, tables)
 
 
 async def _definition_left(blobs: BlobStore, workflow_id: str, held: BlobRef) -> BlobRef:
@@ -178,7 +193,7 @@ async def _definition_left(blobs: BlobStore, workflow_id: str, held: BlobRef) ->
 
 
 async def _empty_schedule(
-    log: EventLog, blobs: BlobStore, schedule_id: str, given: Submitted, asked: Asked, in_use: InUse
+    log: EventLog, blobs: BlobStore, schedule_id: str, given: Submitted, asked: Asked, tables: Tables
 ) -> None:
     async def look() -> _Giver[Schedule, EraseSchedule]:
         schedule = await read_schedule(log, schedule_id, fresh=True)
@@ -199,13 +214,11 @@ async def _empty_schedule(
                 )
             past = deleted or stored.event.version < schedule.spec_version
             giver.add(stored, tombstone(stored) if past else None, inputs_of(stored.event))
-        giver.shared = set(await in_use(giver.blobs, schedule_id)) if giver.blobs else set()
+        giver.shared = await tables.shared(giver.blobs, schedule_id)
         return giver
 
-    shared = await _empty(log, blobs, look, asked)
-    if shared:  # as in `erase`
-        for key in shared.difference(await in_use(sorted(shared), schedule_id)):
-            await blobs.delete_async(key)
+    shared = await _empty(log, blobs, look, asked, tables)
+    await tables.delete_unshared(blobs, shared, schedule_id)
 
 
 @dataclass(slots=True)
@@ -236,7 +249,9 @@ class _Giver(Generic[S, C]):
         return sorted({key for each in self.left.values() for key in each.blobs})
 
 
-async def _empty(log: EventLog, blobs: BlobStore, look: Callable[[], Awaitable[_Giver[S, C]]], asked: Asked) -> set[str]:
+async def _empty(
+    log: EventLog, blobs: BlobStore, look: Callable[[], Awaitable[_Giver[S, C]]], asked: Asked, tables: Tables
+) -> set[str]:
     """Say what is left of a giver's events, in as many events as that takes, and delete the rest. Answers which blobs stay.
 
     Looks again where somebody else wrote to it meanwhile: that may have been an erasure.
@@ -246,12 +261,12 @@ async def _empty(log: EventLog, blobs: BlobStore, look: Callable[[], Awaitable[_
         for version in giver.erasures:
             await complete(log, blobs, Erasure(giver.kind.name, giver.id, version))
         with suppress(VersionConflict):
-            await _append_and_dispose(log, blobs, giver, asked)
+            await _append_and_dispose(log, blobs, giver, asked, tables)
             return giver.shared
     raise LogUnavailable("who gave the task its arguments changes faster than that can be erased there")
 
 
-async def _append_and_dispose(log: EventLog, blobs: BlobStore, giver: _Giver[S, C], asked: Asked) -> None:
+async def _append_and_dispose(log: EventLog, blobs: BlobStore, giver: _Giver[S, C], asked: Asked, tables: Tables) -> None:
     state = giver.state
     for batch in _batches([*giver.left.values()]):
         gone = sorted({key for each in batch for key in each.blobs} - giver.shared)
@@ -260,6 +275,7 @@ async def _append_and_dispose(log: EventLog, blobs: BlobStore, giver: _Giver[S, 
             log, giver.kind, giver.id, command, source=SOURCE, trace=asked.trace, state=state, anew=False
         )
         state = handled.state
+        tables.note_write(version_key(giver.kind.name, giver.id), state.version)
         failpoint("erase.after_giver")
         await dispose(log, blobs, Erasure(giver.kind.name, giver.id, state.version))
 

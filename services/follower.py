@@ -19,7 +19,7 @@ import structlog
 from eventq.events.broker import Broker
 from eventq.events.errors import Damaged, LogDamaged
 from eventq.events.reader import Message, Tail
-from eventq.events.subjects import EVENTS, GONE
+from eventq.events.subjects import EVENTS, PLACEHOLDER
 
 log = structlog.get_logger("eventq.follower")
 
@@ -102,7 +102,7 @@ class Follower:
                 batch = await tail.next(timeout_s=LOOK_S)
                 for message in batch:
                     fact = _taken_apart(message)
-                    if fact.type != GONE:
+                    if fact.type != PLACEHOLDER:
                         for duty in self._duties:
                             duty.note(fact)
                     self.position = message.position

@@ -8,6 +8,7 @@ import json
 import urllib.request
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -22,6 +23,7 @@ from pydantic import BaseModel
 from uuid_utils.compat import uuid7
 
 from eventq.events.atomic import store_together
+from eventq.events.errors import LogUnavailable
 from eventq.events.ingest import Outgoing, Refused
 from tests.support.fast_ingest import ADD, STORE_AND_COMMIT, FastIngest
 from tests.support.nats import NatsServer
@@ -56,6 +58,15 @@ async def ingest(nc: Client, js: JetStreamContext) -> FastIngest:
 
 
 ATOMIC = StreamConfig(name="A", subjects=["a.>"], allow_batched=True, allow_atomic=True, allow_direct=True)
+
+
+class TinyServer(NatsServer):
+    """One whose disk holds 30 KB."""
+
+    def _write_config(self) -> Path:
+        config = super()._write_config()
+        config.write_text(config.read_text().replace("max_file: 20GB", "max_file: 30KB"))
+        return config
 
 
 class TestFastIngest:
@@ -296,6 +307,27 @@ class TestStoredTogether:
         with pytest.raises(Refused):
             await self.stored(nc, "a.1.1.gone", "a.1.3.x", check=free(3))
         assert (await js.stream_info("A")).state.messages == 1
+
+    async def test_a_broker_without_room_keeps_the_first_of_them_and_says_nothing(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """At the limit of the whole server, not of the stream. Why a placeholder leads on to what it stands for."""
+        monkeypatch.setattr("eventq.events.atomic.ANSWER_S", 1.0)
+        server = TinyServer(tmp_path / "nats")
+        server.start()
+        nc = await nats.connect(server.url)
+        try:
+            js = nc.jetstream()
+            await js.add_stream(ATOMIC)
+            for number in range(14):
+                await js.publish(f"a.0.{number}.x", b"y" * 1_950)
+            with pytest.raises(LogUnavailable):
+                await store_together(nc, [Outgoing(f"a.1.{number}.gone", b"z" * 400, {}) for number in range(7)])
+            stored = (await js.stream_info("A")).state.messages - 14
+            assert 0 < stored < 7
+        finally:
+            await nc.close()
+            server.stop()
 
     async def test_what_it_stored_counts_for_checks_that_follow(self, nc: Client, ingest: FastIngest) -> None:
         await nc.jetstream().update_stream(ATOMIC)

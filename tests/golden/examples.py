@@ -498,5 +498,5 @@ def _gone(kind: str) -> Event:
         attempt=0,
         trace=Trace(),
         state={},
-        data=Gone(),
+        data=Gone(position=12, newest=4),
     )

@@ -27,7 +27,7 @@ from eventq.projections.rebuild import Replayer, rebuild_after_erasures, verify
 from eventq.projections.store import COMPARED, ProjectionDamaged, Rebuild
 from eventq.services import erase as erasure
 from eventq.services.disposal import Disposal
-from eventq.services.erase import Asked, erase
+from eventq.services.erase import Asked, Tables, erase
 from eventq.services.follower import Follower
 from eventq.services.overwriting import Erasure, dispose
 from eventq.services.reading import fresh_task
@@ -269,7 +269,7 @@ async def test_a_verification_does_not_mind_what_is_erased_meanwhile(backend: Ba
 
     def then_erased(rebuild: Rebuild) -> int:
         position = take_digests(rebuild)
-        erasing = erase(backend.log, backend.api.blobs, task_id, Asked("ada"), unused)
+        erasing = erase(backend.log, backend.api.blobs, task_id, Asked("ada"), Tables(unused, backend.api.freshness.note_write))
         asyncio.run_coroutine_threadsafe(erasing, loop).result(10)
         return position
 

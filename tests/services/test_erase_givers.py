@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
+from nats.aio.client import Client
 from structlog.testing import capture_logs
 
+from eventq.events.atomic import store_together
 from eventq.events.commands import CompleteAttempt
 from eventq.events.ending import end
 from eventq.events.envelope import Event
-from eventq.events.errors import IllegalTransition, PayloadTooLarge
+from eventq.events.errors import IllegalTransition, LogUnavailable, PayloadTooLarge
 from eventq.events.handle import handle, handle_any, read_state
+from eventq.events.ingest import Outgoing
 from eventq.events.reader import Message, Tail
 from eventq.events.schedule import SCHEDULES, Schedule, TriggerSchedule
 from eventq.events.submitter import Submitter
@@ -323,6 +327,105 @@ async def test_nobody_writes_where_an_erased_event_stood(site: Site) -> None:
     assert handled.state.version == 6, "it looked again"
     assert (await verify(backend.projector.store, backend.broker)).equal
     assert (await site.get(workflow_id))["status"] == "COMPLETED"
+
+
+@pytest.mark.parametrize("giver", ["workflow", "schedule"])
+async def test_an_erasure_that_was_stored_in_part_destroys_nothing_and_is_done_again(
+    site: Site, own_nats_server: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, giver: str
+) -> None:
+    """As a broker leaves it that has no room for all: placeholders, and no event."""
+    backend = site.backend
+    if giver == "workflow":
+        workflow = await run_secretly(site)
+        kind, giver_id, task_ids = "workflows", str(workflow["workflow_id"]), [task_of(workflow, node) for node in ("a", "b")]
+    else:
+        kind, giver_id, task_ids = "schedules", "nightly", [await scheduled(backend)]
+        await delete_schedule(backend)
+    newest = {key: await backend.log.last(*key, fresh=True) for key in (("tasks", task_ids[0]), (kind, giver_id))}
+
+    async def in_part(nc: Client, messages: Sequence[Outgoing]) -> int:
+        await store_together(nc, messages[:-1])
+        raise LogUnavailable("no room left")
+
+    async def nothing(*_: Any) -> None:
+        return None
+
+    with monkeypatch.context() as patch:
+        patch.setattr("eventq.events.log.store_together", in_part)
+        assert (await backend.post(f"/tasks/{task_ids[0]}/erase"))[0] == 503, "the giver's"
+        patch.setattr(erasure, "_empty_givers", nothing)
+        assert (await backend.post(f"/tasks/{task_ids[0]}/erase"))[0] == 503, "the task's own"
+    for key, before in newest.items():
+        assert await backend.log.last(*key, fresh=True) == before
+    _, task = await backend.get(f"/tasks/{task_ids[0]}")
+    assert (task["status"], task["erased"]) == ("COMPLETED", False)
+    for task_id in task_ids:
+        await erased(site, task_id)
+    await is_nowhere(backend, own_nats_server, tmp_path)
+
+
+async def test_an_erasure_that_was_not_completed_is_by_the_next_one(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    workflow = await run_secretly(site)
+    first = await first_position(site.backend.log, workflow["workflow_id"], "workflows")
+
+    async def dies(*_: Any) -> None:
+        raise ConnectionResetError
+
+    with monkeypatch.context() as patch:
+        replace_dispose(patch, dies)
+        assert (await site.backend.post(f"/tasks/{task_of(workflow, 'a')}/erase"))[0] == 500
+    assert await stands(site.backend.broker, first)
+    await erased(site, task_of(workflow, "b"))
+    assert not await stands(site.backend.broker, first)
+
+
+async def test_two_schedules_that_share_large_arguments_and_are_emptied_at_once_leave_none(
+    backend: Backend, tmp_path: Path
+) -> None:
+    names, task_ids = ("one", "other"), list[str]()
+    for name in names:
+        body = {"schedule_id": name, "cron": "0 0 * * *", "task_name": "resize", "task_kwargs": {"width": 1, "name": LARGE}}
+        assert (await backend.post("/schedules", body))[0] == 201
+        _, made = await backend.post(f"/schedules/{name}/trigger")
+        await backend.complete(made["task_id"])
+        task_ids.append(made["task_id"])
+    for name in names:
+        async with backend.client.patch(f"/api/v1/schedules/{name}", json={"task_kwargs": {"width": 1}}) as answer:
+            assert answer.status == 200
+    answers = await asyncio.gather(*(backend.post(f"/tasks/{task_id}/erase") for task_id in task_ids))
+    assert [status for status, _ in answers] == [200, 200]
+    assert bytes_hold(tmp_path / "blobs") == []
+
+
+async def test_a_tick_beside_a_change_and_an_erasure_looks_again(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    schedule = {"schedule_id": "nightly", "cron": "* * * * *", "task_name": "resize"}
+    assert (await backend.post("/schedules", {**schedule, "task_kwargs": {"width": 1, "name": SECRET}}))[0] == 201
+    task_id = await triggered(backend)
+    known = await read_schedule(backend.log, "nightly", fresh=True)
+    assert known.next_at is not None
+    now, honest = known.next_at + timedelta(seconds=1), read_state
+
+    async def clock() -> datetime:
+        return now
+
+    async def overtaken(*what: Any, **how: Any) -> Any:
+        state = await honest(*what, **how)
+        with monkeypatch.context() as patch:
+            patch.setattr("eventq.services.schedules.read_state", honest)
+            if not changed:
+                changed.append(True)
+                await change_schedule(backend, task_kwargs={"width": 2, "name": "harmless"})
+                assert (await backend.post(f"/tasks/{task_id}/erase"))[0] == 200
+        return state
+
+    changed: list[bool] = []
+    monkeypatch.setattr("eventq.services.schedules.read_state", overtaken)
+    ticks = TickMaker(backend.log, Submitter(backend.log, source="s"), source="s", now=clock)
+    assert await ticks.tick(tick_hint("nightly"))
+    assert ticks.ticked == 1
+    (made,) = (await read_schedule(backend.log, "nightly", fresh=True)).last_task_ids
+    _, task = await backend.get(f"/tasks/{made}?min_version=1")
+    assert task["task_kwargs"] == {"width": 2, "name": "harmless"}
 
 
 async def test_without_placeholders_a_late_writer_would_rewrite_history(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
