@@ -1,4 +1,4 @@
-"""A fast-ingest batch of a known size: sent as a whole and committed by its last message. One answer stands for many.
+"""Messages that are sent as a batch of their own, as large as they are many, committed by the last. One answer stands for many.
 
 :class:`Group` is a batch of fast ingest, :class:`AtomicGroup` an atomic one. The first is cheaper, but where the broker syncs
 what it stores it syncs each message of the first by itself, and those of the second all together.

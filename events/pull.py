@@ -120,8 +120,10 @@ class Pull:
             self._gone = True
 
     async def _settle(self, message: Msg) -> None:
-        await self._answer(message)
-        self._in_hand -= 1  # before asking for more: of many that are settled at once, the last asks for all
+        try:
+            await self._answer(message)
+        finally:
+            self._in_hand -= 1  # before asking for more: of many that are settled at once, the last asks for all
         await self._refill()
 
     async def _refill(self) -> None:

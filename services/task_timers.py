@@ -11,11 +11,10 @@ import asyncio
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-import nats.errors
 import structlog
 
 from eventq.events.commands import ExpireQueueWait, PromoteTask
-from eventq.events.errors import Conflict, EventqError, TaskNotFound
+from eventq.events.errors import Conflict, TaskNotFound
 from eventq.events.failpoints import failpoint
 from eventq.events.handle import Handled, handle, handle_all, read_task
 from eventq.events.log import EventLog
@@ -36,7 +35,7 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def nothing_due(_: datetime, __: int) -> dict[str, Task]:
+def nothing_due(_: datetime, __: int, ___: int) -> dict[str, Task]:
     """No tasks: each is promoted by its own hint."""
     return {}
 
@@ -50,7 +49,7 @@ class TaskTimers:
     """Answers hints about tasks. Each method answers whether the hint is spent.
 
     ``known``: the task as this process was last shown it, if it remembers it. That may be old: the version check tells.
-    ``due``: takes up to so many of those that are due by a time, each once.
+    ``due``: takes of those that are due by a time at least so many and at most so many, or none; each once.
     """
 
     def __init__(
@@ -59,7 +58,7 @@ class TaskTimers:
         *,
         source: str,
         known: Callable[[str], Task | None] = nothing_known,
-        due: Callable[[datetime, int], dict[str, Task]] = nothing_due,
+        due: Callable[[datetime, int, int], dict[str, Task]] = nothing_due,
         now: Callable[[], datetime] = utc_now,
     ) -> None:
         self._log = log
@@ -68,7 +67,7 @@ class TaskTimers:
         self._due = due
         self._now = now
         self._time = datetime.min.replace(tzinfo=UTC)
-        """As the last hint told it."""
+        """As the latest hint told it."""
         self._promoting: asyncio.Task[None] | None = None
         self._together: dict[str, asyncio.Task[dict[str, int]]] = {}
         """The tasks in groups, and what will tell the versions that came of them."""
@@ -99,15 +98,15 @@ class TaskTimers:
 
     def _promote_due(self, at: datetime) -> None:
         """Promote what is due by ``at``, where that is many tasks."""
-        self._time = at
-        if self._promoting is None or self._promoting.done():
-            group = self._due(self._time, TOGETHER_MAX)
-            if len(group) >= TOGETHER_MIN:
-                self._promoting = asyncio.create_task(self._promote_groups(self._begin(group)), name="promote-together")
+        self._time = max(self._time, at)
+        if self._promoting is not None and not self._promoting.done():
+            return
+        if group := self._due(self._time, TOGETHER_MIN, TOGETHER_MAX):
+            self._promoting = asyncio.create_task(self._promote_groups(self._begin(group)), name="promote-together")
 
     async def _promote_groups(self, before: asyncio.Task[dict[str, int]]) -> None:
         """One after the other, each prepared while the one before it is stored."""
-        while group := self._due(self._time, TOGETHER_MAX):
+        while group := self._due(self._time, TOGETHER_MIN, TOGETHER_MAX):
             promoting = self._begin(group)
             await asyncio.wait((before,))
             before = promoting
@@ -122,12 +121,12 @@ class TaskTimers:
         """The versions that were written."""
         at = self._time
         try:
-            written = await self._promote_all(group, at)
-        except (nats.errors.Error, EventqError) as error:
+            return await self._promote_all(group, at)
+        except Exception as error:  # whatever one of them has about it, the others have their hints
             log.warning("timers.left_to_their_hints", tasks=len(group), error=repr(error))
-            written = {}
-        asyncio.get_running_loop().call_later(HINTS_FOLLOW_S, self._forget, group)
-        return written
+            return {}
+        finally:
+            asyncio.get_running_loop().call_later(HINTS_FOLLOW_S, self._forget, group)
 
     async def _promote_all(self, group: dict[str, Task], at: datetime) -> dict[str, int]:
         now = max(self._now(), at)

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import nats
 import pytest
 from nats.js.errors import APIError
+from structlog.testing import capture_logs
 
 from eventq.events import appender
 from eventq.events.appender import PipelinedAppender
@@ -316,6 +317,24 @@ async def test_a_batch_the_broker_forgot_is_opened_anew(
     assert the_appender(log).reopened == 1
     assert ids(await stored(own_nats_server.url, "workers.>"))[event.id] == 1
     await log.close()
+
+
+async def test_a_broker_that_says_nothing_is_asked_less_and_less_often(
+    broker: Broker, own_nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is merely slow would have to read all that is unanswered once more each time."""
+    monkeypatch.setattr(appender, "STALL_S", 0.1)
+    monkeypatch.setattr(appender, "WATCH_S", 0.02)
+    async with opened(own_nats_server.url) as log:
+        await log.append(small_event())
+        own_nats_server.pause()
+        with capture_logs() as told:
+            waiting = [asyncio.create_task(log.append(small_event())) for _ in range(50)]
+            await eventually(lambda: the_appender(log).reopened >= 4, what="it is asked four times")
+        own_nats_server.resume()
+        assert not [outcome for outcome in await settle(waiting) if isinstance(outcome, BaseException)]
+        assert [entry["silent_s"] for entry in told][:4] == [0.1, 0.2, 0.4, 0.8]
+        assert the_appender(log)._patience_s == 0.1  # pyright: ignore[reportPrivateUsage]
 
 
 async def test_too_many_open_batches_fall_back_to_plain(broker: Broker, own_nats_server: NatsServer) -> None:

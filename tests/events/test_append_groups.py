@@ -15,17 +15,19 @@ import pytest
 from eventq.events import appender
 from eventq.events import group as group_module
 from eventq.events import log as log_module
+from eventq.events.appender import PipelinedAppender
+from eventq.events.atomic import TOGETHER_MAX
 from eventq.events.broker import Broker
 from eventq.events.commands import CancelTask
 from eventq.events.envelope import Event
 from eventq.events.errors import LogDamaged, LogFull, LogUnavailable, PayloadTooLarge, VersionConflict
-from eventq.events.group import Group
+from eventq.events.group import AtomicGroup, Group
 from eventq.events.handle import handle
 from eventq.events.ids import new_id
 from eventq.events.ingest import Outgoing
 from eventq.events.limits import EVENT_MAX_BYTES
 from eventq.events.log import EventLog
-from eventq.events.subjects import Route
+from eventq.events.subjects import Route, version_check
 from eventq.events.worker_events import WorkerStopped
 from tests.events.appending import answers_get_lost, fill, grow, opened, the_appender
 from tests.events.given import ready_event, small_event
@@ -377,6 +379,26 @@ async def test_an_atomic_group_has_one_answer(broker: Broker, own_nats_server: N
         before = log.broker.nc.stats["in_msgs"]
         await log.append_all(some_events(64))
         assert (log.broker.nc.stats["in_msgs"] - before == 1) is atomic
+
+
+async def test_an_atomic_group_that_is_refused_is_sent_again_as_a_group(
+    broker: Broker, own_nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def one_by_one(*_: Any) -> Any:
+        raise AssertionError("each was sent by itself")
+
+    monkeypatch.setattr(PipelinedAppender, "_again", one_by_one)
+    async with opened(own_nats_server.url) as log:
+        events = some_events(40)
+        await log.append(events[7])
+        rivals = [*events[:7], events[7]._replace(id=new_id()), *events[8:]]
+        assert went_wrong(await log.append_all(rivals)) == {7: VersionConflict}
+
+
+def test_no_more_are_sent_as_an_atomic_group_than_the_broker_takes(atomic: bool) -> None:
+    messages = [Outgoing(f"a.{number}", b"", version_check("a", str(number), 1)) for number in range(TOGETHER_MAX + 1)]
+    assert not AtomicGroup.takes(messages)
+    assert AtomicGroup.takes(messages[:-1]) is atomic
 
 
 async def test_nothing_is_sent_as_an_atomic_group_where_the_broker_is_not_known_to_sync(

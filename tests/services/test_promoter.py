@@ -481,10 +481,11 @@ async def test_a_host_whose_clock_is_ahead_promotes_nothing_before_its_time(cont
     assert {control.status(task_id) for task_id in task_ids} == {Status.SCHEDULED}
 
 
-async def test_the_waits_of_many_that_are_promoted_together_are_timed(control: Control) -> None:
+@pytest.mark.parametrize("ahead", [timedelta(0), -2 * LATER])
+async def test_the_waits_of_many_that_are_promoted_together_are_timed(control: Control, ahead: timedelta) -> None:
     at = now() + LEAD
     task_ids = await submitted_together(control, at, queue_timeout_s=0.5)
-    async with together(control):
+    async with together(control, ahead=ahead):
         await fire_alone(control, due(task_ids[0]), at)
         await control.until_ended(*task_ids)
         await until_spent(control)
@@ -511,13 +512,14 @@ async def test_the_hints_of_many_that_were_promoted_together_read_nothing(
         assert timers.promoted == MANY
 
 
-@pytest.mark.parametrize("error", [LogUnavailable("no answer"), Conflict("too early")])
+@pytest.mark.parametrize("error", [LogUnavailable("no answer"), Conflict("too early"), TypeError("one of them is odd")])
 async def test_a_group_that_comes_to_nothing_is_left_to_its_hints(
     control: Control, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     at = now() + LEAD
     task_ids = await submitted_together(control, at)
     groups: list[int] = []
+    monkeypatch.setattr(task_timers, "HINTS_FOLLOW_S", 0.1)
 
     async def failing(log: Any, kind: Any, commands: dict[str, Any], **_: Any) -> Any:
         groups.append(len(commands))
@@ -528,6 +530,7 @@ async def test_a_group_that_comes_to_nothing_is_left_to_its_hints(
         await control.until(lambda: all(promoted(control, task_id) for task_id in task_ids), "all become ready")
         await until_spent(control)
         assert timers.promoted == MANY
+        await eventually(lambda: not timers._together, what="it is forgotten")  # pyright: ignore[reportPrivateUsage]
     assert groups == [MANY]
 
 
@@ -540,8 +543,8 @@ async def test_what_a_group_was_too_late_for_is_left_to_its_hints(control: Contr
         for task_id in task_ids[::2]:
             await handle(control.log, task_id, PauseTask("ada"), source="api")
 
-        def once(until: datetime, most: int) -> dict[str, Task]:
-            return known if until >= at and most >= MANY and not timers._together else {}  # pyright: ignore[reportPrivateUsage]
+        def once(until: datetime, least: int, most: int) -> dict[str, Task]:
+            return known if until >= at and least <= MANY <= most and not timers._together else {}  # pyright: ignore[reportPrivateUsage]
 
         timers._due = once  # pyright: ignore[reportPrivateUsage]
         await control.until(lambda: all(promoted(control, task_id) for task_id in task_ids[1::2]), "the others are ready")
