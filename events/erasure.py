@@ -7,6 +7,7 @@ said to a workflow; labels and reasons that are its own stay.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -44,6 +45,23 @@ from eventq.events.workflow_events import (
 
 NO_MESSAGE = "(erased)"
 """Stands for an error's message."""
+
+
+@dataclass(frozen=True, slots=True)
+class Erase:
+    """What a workflow or a schedule gave a task is destroyed. ``reason``: of who asks, which stays in the log; ``events``: what
+    is to be left of each of its own that carry something; ``blobs``: keys of what is deleted with them."""
+
+    requested_by: str
+    reason: str | None
+    events: tuple[ErasedEvent, ...]
+    blobs: tuple[str, ...] = ()
+
+    def told(self, model: type[Erased]) -> list[EventData]:
+        """As the event of this model; none where nothing is to be destroyed."""
+        events, blobs = list(self.events), list(self.blobs)
+        gone = model(requested_by=self.requested_by, reason=self.reason, events=events, blobs=blobs)
+        return [gone] if events else []
 
 
 def tombstone(stored: Stored, definition: BlobRef | None = None) -> ErasedEvent | None:

@@ -19,7 +19,7 @@ from pydantic import Field
 from eventq.events.aggregate import State, modelled
 from eventq.events.cron import check_zone, times_after
 from eventq.events.data import EventData
-from eventq.events.erasure import left_at
+from eventq.events.erasure import Erase, left_at
 from eventq.events.errors import IllegalTransition, InvalidInput, ScheduleNotFound
 from eventq.events.schedule_events import (
     ScheduleCreated,
@@ -32,7 +32,7 @@ from eventq.events.schedule_events import (
     ScheduleTriggered,
     ScheduleUpdated,
 )
-from eventq.events.task_events import ErasedEvent, Submitted
+from eventq.events.task_events import Submitted
 
 TICK = "tick"
 """The hint that a schedule is due."""
@@ -159,13 +159,8 @@ class DeleteSchedule:
 
 
 @dataclass(frozen=True, slots=True)
-class EraseSchedule:
-    """A task that it made is erased. ``events``: what is to be left of its own that carry arguments."""
-
-    requested_by: str
-    reason: str | None
-    events: tuple[ErasedEvent, ...]
-    blobs: tuple[str, ...] = ()
+class EraseSchedule(Erase):
+    """A task that it made is erased."""
 
 
 ScheduleCommand = (
@@ -235,16 +230,7 @@ def _erased(command: EraseSchedule, schedule: Schedule) -> list[EventData]:
     holds = any(left.event["version"] == schedule.spec_version for left in command.events)
     if holds and schedule.status is not ScheduleStatus.DELETED:
         raise IllegalTransition("the schedule still makes tasks of this", status=schedule.status.value)
-    if not command.events:
-        return []
-    return [
-        ScheduleErased(
-            requested_by=command.requested_by,
-            reason=command.reason,
-            events=list(command.events),
-            blobs=list(command.blobs),
-        )
-    ]
+    return command.told(ScheduleErased)
 
 
 def _check_version(version: int, schedule: Schedule) -> None:

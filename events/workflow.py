@@ -14,9 +14,9 @@ from pydantic import Field
 
 from eventq.events.aggregate import State, modelled
 from eventq.events.data import JSON, EventData
+from eventq.events.erasure import Erase
 from eventq.events.errors import IllegalTransition, WorkflowNotFound
 from eventq.events.limits import SIGNALS_MAX
-from eventq.events.task_events import ErasedEvent
 from eventq.events.workflow_events import (
     Ending,
     NodeApproved,
@@ -139,13 +139,8 @@ class RetryWorkflow:
 
 
 @dataclass(frozen=True, slots=True)
-class EraseWorkflow:
-    """A task of it is erased. ``events``: what is to be left of its own that carry something."""
-
-    requested_by: str
-    reason: str | None
-    events: tuple[ErasedEvent, ...]
-    blobs: tuple[str, ...] = ()
+class EraseWorkflow(Erase):
+    """A task of it is erased."""
 
 
 WorkflowCommand = (
@@ -211,16 +206,7 @@ def _erased(command: EraseWorkflow, workflow: Workflow) -> list[EventData]:
             "workflow, or wait until it has ended",
             status=workflow.status.value,
         )
-    if not command.events:
-        return []
-    return [
-        WorkflowErased(
-            requested_by=command.requested_by,
-            reason=command.reason,
-            events=list(command.events),
-            blobs=list(command.blobs),
-        )
-    ]
+    return command.told(WorkflowErased)
 
 
 _TERMINAL: dict[type[EventData], WorkflowStatus] = {

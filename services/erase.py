@@ -27,9 +27,9 @@ from eventq.events.errors import (
     BlobDamaged,
     BlobNotFound,
     IllegalTransition,
+    LogDamaged,
     LogUnavailable,
     PayloadTooLarge,
-    TaskErased,
     TaskNotFound,
     VersionConflict,
 )
@@ -102,17 +102,9 @@ async def erase(log: EventLog, blobs: BlobStore, task_id: str, asked: Asked, tab
     if task.version == 0:
         raise TaskNotFound(task_id)
     decide(EraseTask(asked.requested_by, asked.reason, ()), task)  # refuses before anything is read
-    history: list[Stored] = []
-    try:
-        if not task.erased:
-            history = await _history(log, task_id, task.version)
-    except TaskErased:  # by somebody else, since it was read
-        task = await read_task(log, task_id, fresh=True)
-        if not task.erased:
-            raise
-    if task.erased:
-        await _erase_again(log, blobs, Erasure(TASKS.name, task_id, task.version), asked, tables)
-        return Handled(task, None, None)
+    history = await _history(log, task_id, task)
+    if history is None:
+        return await _erase_again(log, blobs, task_id, asked, tables)
     left = [found for found in map(tombstone, history) if found is not None]
     inputs = sorted({key for stored in history for key in inputs_of(stored.event)})
     shared = await tables.shared(inputs, task_id)
@@ -127,12 +119,13 @@ async def erase(log: EventLog, blobs: BlobStore, task_id: str, asked: Asked, tab
     return handled
 
 
-async def _history(log: EventLog, task_id: str, version: int) -> list[Stored]:
+async def _history(log: EventLog, task_id: str, task: Task) -> list[Stored] | None:
+    """All its events; ``None`` where it is erased, be it only since ``task`` was read."""
     found: list[Stored] = []
-    for number in range(1, version + 1):
-        stored = await log.at(TASKS.name, task_id, number)
+    for number in range(1, task.version + 1):
+        stored = None if task.erased else await log.at(TASKS.name, task_id, number)
         if stored is None:
-            raise TaskErased(task_id)
+            return None
         found.append(stored)
     return found
 
@@ -150,13 +143,18 @@ def _check_size(task_id: str, task: Task, command: EraseTask) -> None:
         raise PayloadTooLarge("task_id", problem, limit=EVENT_MAX_BYTES, found=error.fields.get("found")) from error
 
 
-async def _erase_again(log: EventLog, blobs: BlobStore, erasure: Erasure, asked: Asked, tables: Tables) -> None:
+async def _erase_again(log: EventLog, blobs: BlobStore, task_id: str, asked: Asked, tables: Tables) -> Handled[Task]:
     """Make sure that nothing is left."""
+    task = await read_task(log, task_id, fresh=True)
+    erasure = Erasure(TASKS.name, task_id, task.version)
     erased = await read_erased(log, erasure)
-    first = await log.at(TASKS.name, erasure.id, 1)  # stays where it carried nothing
-    given = first.event.data if first is not None else left_at(TASKS.name, erased, 1) if erased is not None else None
+    if erased is None:
+        raise LogDamaged(f"task {task_id} lacks events, and is not erased", task_id=task_id)
+    first = await log.at(TASKS.name, task_id, 1)  # stays where it carried nothing
+    given = left_at(TASKS.name, erased, 1) if first is None else first.event.data
     await _empty_givers(log, blobs, given, asked, tables)
     await dispose(log, blobs, erasure)
+    return Handled(task, None, None)
 
 
 async def _empty_givers(log: EventLog, blobs: BlobStore, given: EventData | None, asked: Asked, tables: Tables) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,12 @@ import pytest
 from nats.js.errors import NotFoundError
 
 from eventq.events.broker import Broker
+from eventq.events.ending import end
 from eventq.events.log import EventLog
 from eventq.events.subjects import EVENTS
+from eventq.services.disposal import Disposal
+from eventq.services.follower import Follower
+from tests.services.backend import Backend
 
 SECRET = "Grüße-an-4711-niemand-sonst"
 
@@ -48,3 +54,16 @@ def replace_dispose(monkeypatch: pytest.MonkeyPatch, replacement: Callable[..., 
     """Let servers and schedulers do this instead of deleting what an ``erased`` event lists."""
     for module in ("erase", "overwriting"):
         monkeypatch.setattr(f"eventq.services.{module}.dispose", replacement)
+
+
+@asynccontextmanager
+async def disposing(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[None]:
+    """A scheduler's disposal at work, which leaves nobody any time."""
+    monkeypatch.setattr("eventq.services.disposal.PATIENCE_S", 0.0)
+    disposal = Disposal(backend.log, backend.api.blobs)
+    follower = Follower(backend.broker, [disposal])
+    running = [asyncio.create_task(follower.run()), asyncio.create_task(disposal.run(follower))]
+    try:
+        yield
+    finally:
+        await end(*running)

@@ -33,7 +33,7 @@ from eventq.services.overwriting import Erasure, dispose
 from eventq.services.reading import fresh_task
 from eventq.services.schedules import read_schedule
 from tests.services.backend import Backend
-from tests.services.secrets import SECRET, bytes_hold, first_position, replace_dispose, stands
+from tests.services.secrets import SECRET, bytes_hold, disposing, first_position, replace_dispose, stands
 from tests.support.nats import NatsServer
 from tests.support.poll import eventually
 
@@ -343,16 +343,12 @@ async def test_a_scheduler_completes_what_a_killed_server_left(
     assert status == 500
     assert bytes_hold(own_nats_server.store_dir)
     replace_dispose(monkeypatch, dispose)
-    monkeypatch.setattr("eventq.services.disposal.PATIENCE_S", 0.0)
-    disposal = Disposal(backend.log, backend.api.blobs)
-    follower = Follower(backend.broker, [disposal])
-    running = [asyncio.create_task(follower.run()), asyncio.create_task(disposal.run(follower))]
 
     async def gone() -> bool:
         return not bytes_hold(own_nats_server.store_dir)
 
-    await eventually(gone, what="the scheduler overwrites what was left")
-    await end(*running)
+    async with disposing(backend, monkeypatch):
+        await eventually(gone, what="the scheduler overwrites what was left")
 
 
 @pytest.mark.parametrize("late_s", [0.0, 3600.0])
@@ -388,16 +384,12 @@ async def test_a_deletion_that_fails_does_not_hold_up_the_others(backend: Backen
         await dispose(log, blobs, of)
 
     replace_dispose(monkeypatch, fails_for_one)
-    monkeypatch.setattr("eventq.services.disposal.PATIENCE_S", 0.0)
-    disposal = Disposal(backend.log, backend.api.blobs)
-    follower = Follower(backend.broker, [disposal])
-    running = [asyncio.create_task(follower.run()), asyncio.create_task(disposal.run(follower))]
 
     async def gone() -> bool:
         return not await stands(backend.broker, first[other])
 
-    await eventually(gone, what="what the other carried is deleted")
-    await end(*running)
+    async with disposing(backend, monkeypatch):
+        await eventually(gone, what="what the other carried is deleted")
     assert await stands(backend.broker, first[doomed])
 
 

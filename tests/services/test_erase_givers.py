@@ -29,12 +29,11 @@ from eventq.events.workflow import WORKFLOWS, SignalWorkflow
 from eventq.projections.rebuild import rebuild_after_erasures, verify
 from eventq.services import erase as erasure
 from eventq.services import overwriting
-from eventq.services.disposal import Disposal
 from eventq.services.follower import Follower
 from eventq.services.overwriting import dispose
 from eventq.services.schedules import ScheduleSweep, TickMaker, read_schedule, tick_hint
 from tests.services.backend import Backend
-from tests.services.secrets import SECRET, bytes_hold, first_position, replace_dispose, stands
+from tests.services.secrets import SECRET, bytes_hold, disposing, first_position, replace_dispose, stands
 from tests.services.workflows import Site, step
 from tests.support.nats import NatsServer
 from tests.support.poll import eventually
@@ -635,16 +634,12 @@ async def test_a_scheduler_completes_what_a_killed_server_left_with_the_giver(
     replace_dispose(monkeypatch, dies)
     assert (await backend.post(f"/tasks/{task_ids[0]}/erase"))[0] == 500
     replace_dispose(monkeypatch, dispose)
-    monkeypatch.setattr("eventq.services.disposal.PATIENCE_S", 0.0)
-    disposal = Disposal(backend.log, backend.api.blobs)
-    follower = Follower(backend.broker, [disposal])
-    running = [asyncio.create_task(follower.run()), asyncio.create_task(disposal.run(follower))]
 
     async def gone() -> bool:
         return not await stands(backend.broker, first)
 
-    await eventually(gone, what="the scheduler overwrites what was left")
-    await end(*running)
+    async with disposing(backend, monkeypatch):
+        await eventually(gone, what="the scheduler overwrites what was left")
     assert bytes_hold(own_nats_server.store_dir), "the tasks themselves are not erased yet"
     for task_id in task_ids:
         await erased(site, task_id)

@@ -444,7 +444,7 @@ async def submitted_together(control: Control, at: datetime, **options: Any) -> 
 async def fire_alone(control: Control, hint: Hint, at: datetime) -> None:
     """One hint comes once it is ``at``, and no timer beside it fires."""
     await control.broker.js.purge_stream(TIMERS)
-    await asyncio.sleep(max(0.0, (at - now()).total_seconds() + 0.05))
+    await eventually(lambda: now() > at + SOON / 10, what="they are due")
     await fire(control, hint)
 
 
